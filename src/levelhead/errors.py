@@ -1,0 +1,21 @@
+"""What can go wrong, as types. Each message names the thing at fault and what would be accepted."""
+
+
+class LevelheadError(Exception):
+    """Base of every error that levelhead raises on purpose."""
+
+
+class ConfigError(LevelheadError, ValueError):
+    """A setting, a combination of settings, or a space that cannot work; raised before anything runs."""
+
+
+class NonFiniteError(LevelheadError, ValueError):
+    """NaN or infinity where a finite number must be."""
+
+
+class TrainingFault(LevelheadError):
+    """Training stopped by itself; the message names the tensor, the iteration and the rank."""
+
+
+class CheckpointError(LevelheadError):
+    """A checkpoint that is missing, damaged or made for something else."""

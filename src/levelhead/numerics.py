@@ -1,0 +1,80 @@
+"""Weighted moments and what follows from them: standardisation and explained variance.
+
+Everything here is homogeneous in its input: no absolute epsilon, floor or clamp stands in the way of scale.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+Reduce = Callable[[Tensor], Tensor]
+"""Sums a tensor over ranks: the only thing that merging statistics needs from a cluster."""
+
+ROUNDING = 1e-6
+"""Spread up to this share of the magnitude is float32 rounding noise, not scale."""
+
+
+class Moments(NamedTuple):
+    """Total weight, mean and population variance of each column, float64 `[K]`."""
+
+    weight: Tensor
+    mean: Tensor
+    var: Tensor
+
+
+def local(x: Tensor) -> Tensor:
+    """The `reduce` of a single process: `x` itself."""
+    return x
+
+
+def moments(x: Tensor, weight: Tensor, reduce: Reduce = local) -> Moments:
+    """Moments of each column, in float64 and two centred passes, merged over ranks by `reduce`.
+
+    Args:
+        x: `[M, K]`. Entries whose weight is 0 may hold anything, NaN included.
+        weight: `[M, K]` or `[M, 1]`, not negative.
+        reduce: called on `[2, K]` (weights, weighted sums), then on `[K]` (centred sums of squares).
+
+    A column without weight has mean 0 and variance 0. A non-finite entry makes its column non-finite.
+    """
+    x = torch.where(weight > 0, x, torch.zeros((), dtype=x.dtype, device=x.device)).double()
+    weight = weight.double().expand_as(x)
+    total, first = reduce(torch.stack((weight.sum(0), (weight * x).sum(0))))
+    divisor = torch.where(total > 0, total, 1.0)
+    mean = first / divisor
+    var = reduce((weight * (x - mean).square()).sum(0)) / divisor
+    return Moments(total, mean, var)
+
+
+def standardize(x: Tensor, valid: Tensor, scale: Tensor, reduce: Reduce = local) -> Tensor:
+    """`x` with mean 0 and standard deviation 1 over its valid entries; invalid entries become 0.
+
+    Args:
+        x: any shape.
+        valid: bool, `x`'s shape.
+        scale: 0-d, the magnitude against which spread is judged: a standard deviation not larger than
+            `ROUNDING * scale` counts as no spread, and the answer is then 0 everywhere.
+        reduce: sums over ranks.
+    """
+    _, mean, var = moments(x.reshape(-1, 1), valid.reshape(-1, 1), reduce)
+    std = var.sqrt()
+    spread = std > ROUNDING * scale
+    y = (x.double() - mean) / torch.where(spread, std, 1.0)
+    return torch.where(valid & spread, y, 0.0).to(x.dtype)
+
+
+def explained_variance(prediction: Tensor, target: Tensor, valid: Tensor, reduce: Reduce = local) -> Tensor:
+    """`1 - Var[target - prediction] / Var[target]` over the valid entries, 0-d float64.
+
+    1 is a perfect critic, 0 one no better than a constant; NaN where the targets don't vary.
+    """
+    columns = torch.stack((target.reshape(-1), (target - prediction).reshape(-1)), dim=1)
+    var = moments(columns, valid.reshape(-1, 1), reduce).var
+    return torch.where(var[0] > 0, 1.0 - var[1] / var[0], torch.nan)
+
+
+def masked_mean(x: Tensor, valid: Tensor) -> Tensor:
+    """Mean of `x` over its valid entries, 0-d; 0 where there are none."""
+    return torch.where(valid, x, 0.0).sum() / valid.sum().clamp(min=1)

@@ -1,0 +1,273 @@
+"""The protocol of all value heads, and what the scalar ones share."""
+
+import weakref
+from abc import ABC, abstractmethod
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from levelhead.numerics import Reduce
+from levelhead.values.links import Links, locate, rescale_moments
+from levelhead.values.loss import value_loss
+from levelhead.values.statistics import STATISTICS, Movement, TargetStatistics
+
+
+class ValueHead(TargetStatistics, ABC):
+    """The last layer of a value network: features `[L, D]` to values `[L, K]`, L being any leading shape.
+
+    Two axes: *raw* values are in reward units, *normalized* ones live where the loss is taken. Subclasses differ in
+    what `forward_normalized` and `update` do; a caller never needs to ask which one it holds.
+
+    A new head predicts 0 in any units: its last layer is zero.
+
+    Args:
+        input_dim: D, the number of features.
+        output_dim: K, the number of values; each has statistics of its own.
+        beta: fraction of the old statistics that an update keeps; some sources call `1 - beta` beta.
+        epsilon: added to the variance wherever a std is taken; any value but 0 gives up the scale promise.
+        device, dtype: of the layer. Statistics are float64 always.
+    """
+
+    linear: nn.Linear
+
+    def __init__(
+        self,
+        input_dim: int,
+        output_dim: int = 1,
+        beta: float = 0.98,
+        epsilon: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        if input_dim < 1:
+            raise ValueError(f"input_dim must be at least 1, not {input_dim}")
+        super().__init__(output_dim, beta, epsilon)
+        self.input_dim = input_dim
+        self.linear = nn.Linear(input_dim, output_dim, dtype=dtype)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+        self._links = Links()
+        if device is not None:
+            self.to(device)
+
+    def extra_repr(self) -> str:
+        return f"input_dim={self.input_dim}, {super().extra_repr()}"
+
+    # -- prediction ----------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def forward_normalized(self, features: Tensor) -> Tensor:
+        """`[L, D] -> [L, K]`, on the axis where the loss is taken."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """`[L, D] -> [L, K]`, in reward units and at least float32."""
+        return self.denormalize(self.forward_normalized(features))
+
+    def both(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Raw and normalized values from one pass; the raw ones carry no gradient."""
+        z = self.forward_normalized(features)
+        return self.denormalize(z.detach()), z
+
+    # -- learning ------------------------------------------------------------------------------------------------
+
+    def loss(
+        self,
+        features: Tensor,
+        targets: Tensor,
+        *,
+        task: Tensor | None = None,
+        mask: Tensor | None = None,
+        weights: Tensor | None = None,
+        old_values: Tensor | None = None,
+        clip: float | Tensor | None = None,
+    ) -> Tensor:
+        """Unreduced loss in the head's own loss space, in `targets`' shape; `(z - y)^2` for the scalar heads.
+
+        Args:
+            features: `[L, D]`.
+            targets: raw, `[L]` where K = 1 or `task` is given, else `[L, K]` (K = 1 accepts both).
+            task: `[L]` int64, the output each target belongs to.
+            mask: bool, `[L]` or `targets`' shape; masked entries may hold NaN, and their loss is 0.
+            weights: multiply the loss; `[L]` or `targets`' shape.
+            old_values: raw values from before the update, `targets`' shape; re-expressed under today's statistics.
+            clip: width of PPO's value clip on the normalized axis.
+
+        Raises:
+            ValueError: wrong shapes; nothing broadcasts.
+        """
+        y = self.normalize(self._fill(targets, mask), task=task)
+        old = None if old_values is None else self.normalize(self._fill(old_values, mask), task=task)
+        loss = self.loss_normalized(features, y, task=task, old=old, clip=clip)
+        for name, factor in (("mask", mask), ("weights", weights)):
+            if factor is not None:
+                factor = _fit(name, factor, loss)
+                loss = torch.where(factor, loss, 0.0) if factor.dtype == torch.bool else loss * factor
+        return loss
+
+    def loss_normalized(
+        self,
+        features: Tensor,
+        y: Tensor,
+        *,
+        task: Tensor | None = None,
+        old: Tensor | None = None,
+        clip: float | Tensor | None = None,
+    ) -> Tensor:
+        """`loss` for targets and old values that `normalize` has been applied to already.
+
+        Statistics move once per rollout while a target is visited in every epoch, so a trainer normalizes once.
+        """
+        z = self.forward_normalized(features)
+        if task is not None:
+            z = z.gather(-1, task.unsqueeze(-1)).squeeze(-1)
+        elif self.output_dim == 1 and y.shape == z.shape[:-1]:
+            z = z.squeeze(-1)
+        if y.shape != z.shape:
+            raise ValueError(f"targets {tuple(y.shape)} don't fit values {tuple(z.shape)}; nothing broadcasts")
+        return value_loss(z, y, old, clip)
+
+    @staticmethod
+    def _fill(x: Tensor, mask: Tensor | None) -> Tensor:
+        """`x` with 0 where it is masked out, so that a NaN there reaches neither the loss nor a gradient."""
+        return x if mask is None else torch.where(_fit("mask", mask, x), x, 0.0)
+
+    # -- statistics ----------------------------------------------------------------------------------------------
+
+    def update(
+        self,
+        targets: Tensor,
+        *,
+        task: Tensor | None = None,
+        mask: Tensor | None = None,
+        weights: Tensor | None = None,
+        reduce: Reduce | None = None,
+    ) -> None:
+        """Moves the statistics towards those of `targets`; a head that preserves outputs then rewrites its layer.
+
+        Args:
+            targets: raw, `[L]` where K = 1 or `task` is given, else `[L, K]` (K = 1 accepts both).
+            task: `[L]` int64, the output each target belongs to; an output without samples is left alone.
+            mask: bool, `[L]` or `targets`' shape; False entries don't count and may hold NaN.
+            weights: not negative, `[L]` or `targets`' shape.
+            reduce: sums a tensor over ranks; needed where a process group exists.
+
+        Raises:
+            ValueError: wrong shape, or a non-finite target (the output is named); nothing is changed then.
+            RuntimeError: a process group exists and `reduce` is missing.
+        """
+        self._checked_move(targets, task, mask, weights, reduce, torch.ones_like(self.scaled))
+
+    def adopt(
+        self,
+        targets: Tensor,
+        *,
+        task: Tensor | None = None,
+        mask: Tensor | None = None,
+        weights: Tensor | None = None,
+        reduce: Reduce | None = None,
+    ) -> None:
+        """As `update`, but statistics alone: for a head that has learned nothing yet, and so nothing to preserve."""
+        self._checked_move(targets, task, mask, weights, reduce, torch.zeros_like(self.scaled))
+
+    def observe(
+        self,
+        targets: Tensor,
+        *,
+        task: Tensor | None = None,
+        mask: Tensor | None = None,
+        weights: Tensor | None = None,
+        reduce: Reduce | None = None,
+    ) -> Tensor:
+        """What a trainer calls: `update`, or `adopt` for outputs that have not seen a real spread yet.
+
+        Never waits for the device, hence reads no values: masks, weights and task ids are trusted, and a
+        non-finite target is reported rather than raised.
+
+        Returns:
+            bool `[K]`: False for outputs that were left as they were because a target was not finite.
+        """
+        movement = self._move(targets, task, mask, weights, reduce)
+        self._moved(movement, preserve=movement.scaled)
+        return movement.finite
+
+    def _checked_move(
+        self,
+        targets: Tensor,
+        task: Tensor | None,
+        mask: Tensor | None,
+        weights: Tensor | None,
+        reduce: Reduce | None,
+        preserve: Tensor,
+    ) -> None:
+        self._check(task, mask, weights)
+        movement = self._move(targets, task, mask, weights, reduce)
+        self._require_finite(movement.finite)
+        self._moved(movement, preserve)
+
+    def _moved(self, before: Movement, preserve: Tensor) -> None:
+        """Lets layer and mirrors follow the statistics; `preserve` is bool `[K]`."""
+        self._rewrite(before.mean, before.std, preserve)
+        for link in self._links.mirrors:
+            other = link()
+            if other is not None:
+                other._follow(self, preserve)
+
+    def _rewrite(self, mean: Tensor, std: Tensor, preserve: Tensor) -> None:
+        """Adapts the layer, in place, to statistics that moved from `mean` and `std`, where `preserve` says so.
+
+        Most heads let their outputs move along with the statistics.
+        """
+
+    # -- companions ----------------------------------------------------------------------------------------------
+
+    def track(self, optimizer: Optimizer) -> Self:
+        """Whenever the layer is rewritten, rescales the optimiser's moments of it too, from now on.
+
+        Otherwise steps would be off by the ratio of old to new std until the moments have forgotten. The link is weak,
+        and not part of copies of the head.
+
+        Raises:
+            ValueError: the optimiser doesn't hold the layer, neither by identity nor inside a flat tensor.
+        """
+        for parameter in (self.linear.weight, self.linear.bias):
+            locate(parameter, optimizer)
+        self._links.optimizers.append(weakref.ref(optimizer))
+        return self
+
+    def mirror(self, other: "ValueHead") -> Self:
+        """Keeps a target network's head on this head's axis from now on.
+
+        At every update `other` takes over these statistics; where outputs are preserved, its layer is rewritten too,
+        from its own old statistics. The link is weak, and not part of copies of the head.
+
+        Raises:
+            ValueError: `other` is this very head, of another kind, or has another number of outputs.
+        """
+        if other is self or type(other) is not type(self) or other.output_dim != self.output_dim:
+            raise ValueError(f"a mirror is another {type(self).__name__} with {self.output_dim} outputs")
+        self._links.mirrors.append(weakref.ref(other))
+        return self
+
+    def _follow(self, leader: "ValueHead", preserve: Tensor) -> None:
+        mean, std = self.mean.clone(), self.std.clone()
+        for name in STATISTICS:
+            self.get_buffer(name).copy_(leader.get_buffer(name))
+        self._rewrite(mean, std, preserve)
+
+    def _rescale_moments(self, scale: Tensor) -> None:
+        for link in self._links.optimizers:
+            optimizer = link()
+            if optimizer is not None:
+                rescale_moments(self.linear.weight, optimizer, scale.unsqueeze(1))
+                rescale_moments(self.linear.bias, optimizer, scale)
+
+
+def _fit(name: str, factor: Tensor, like: Tensor) -> Tensor:
+    """`factor` of shape [L] or [L, K], ready to multiply a tensor of `like`'s shape."""
+    if factor.shape == like.shape:
+        return factor
+    if like.shape[:-1] == factor.shape:
+        return factor.unsqueeze(-1)
+    raise ValueError(f"{name} {tuple(factor.shape)} doesn't fit targets {tuple(like.shape)}")

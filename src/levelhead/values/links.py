@@ -1,0 +1,60 @@
+"""Weak links from a head to the optimisers and target networks that must move with it."""
+
+import weakref
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+FIRST_MOMENTS = ("exp_avg", "momentum_buffer")
+SECOND_MOMENTS = ("exp_avg_sq", "max_exp_avg_sq")
+
+
+class Links:
+    """Optimisers and mirrors of one head. Weak, no part of any state, and not copied along with the head."""
+
+    def __init__(self) -> None:
+        self.optimizers: list[weakref.ref[Optimizer]] = []
+        self.mirrors: list[weakref.ref[Any]] = []
+
+    def __deepcopy__(self, memo: dict[int, object]) -> "Links":
+        return Links()
+
+    def __reduce__(self) -> tuple[type["Links"], tuple[()]]:
+        return Links, ()
+
+
+def locate(parameter: Tensor, optimizer: Optimizer) -> tuple[Tensor, int]:
+    """The optimiser's own tensor that holds `parameter`, and the offset of `parameter` in it.
+
+    Found by identity, or by storage where `parameter` is a view of a flat tensor that is being optimised.
+
+    Raises:
+        ValueError: the optimiser doesn't hold the parameter.
+    """
+    held: list[Tensor] = [p for group in optimizer.param_groups for p in group["params"]]
+    for candidate in held:
+        if candidate is parameter:
+            return candidate, 0
+    for candidate in held:
+        offset = parameter.storage_offset() - candidate.storage_offset()
+        same = candidate.untyped_storage().data_ptr() == parameter.untyped_storage().data_ptr()
+        inside = 0 <= offset <= candidate.numel() - parameter.numel()
+        if same and inside and candidate.is_contiguous() and parameter.is_contiguous():
+            return candidate, offset
+    raise ValueError("the optimizer doesn't hold this head's parameters, neither as they are nor as part of a flat tensor")
+
+
+def rescale_moments(parameter: Tensor, optimizer: Optimizer, factor: Tensor) -> None:
+    """Multiplies the optimiser's first moments of `parameter` by `factor`, its second moments by the square.
+
+    `factor` broadcasts over the parameter. Nothing happens before the optimiser's first step.
+    """
+    owner, offset = locate(parameter, optimizer)
+    state: dict[str, Any] = optimizer.state.get(owner, {})
+    for names, scale in ((FIRST_MOMENTS, factor), (SECOND_MOMENTS, factor.square())):
+        for name in names:
+            moment = state.get(name)
+            if moment is not None:
+                part = moment.view(-1)[offset : offset + parameter.numel()].view_as(parameter)
+                part.copy_(part.double() * scale)

@@ -1,0 +1,289 @@
+"""Running mean and standard deviation of value targets, one pair per output.
+
+With `w_t = (1 - beta_t) / (1 - prod beta_i)` the moving averages are debiased exactly, for any schedule of beta, and
+the centred form avoids the cancellation of `E[y^2] - E[y]^2`:
+
+    d = m_batch - mean;   mean += w d;   var = (1 - w) var + w v_batch + w (1 - w) d^2
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from levelhead.numerics import ROUNDING, Moments, Reduce, local, moments
+
+STATISTICS = ("mean", "var", "std", "count", "retained", "scaled")
+
+
+class Movement(NamedTuple):
+    """What one update did to the statistics, each `[K]`."""
+
+    mean: Tensor
+    std: Tensor
+    """Mean and std from before the update."""
+    scaled: Tensor
+    """bool: the output had seen a real spread before the update."""
+    finite: Tensor
+    """bool: the targets were finite; where they were not, the statistics stay as they were."""
+
+
+class TargetStatistics(nn.Module):
+    """Mean, variance and std of targets as buffers, and the maps to and from the normalised axis.
+
+    One (mean, std) pair serves update, normalize and denormalize alike. Statistics are float64 and int64 whatever the
+    module's dtype, are written in place, and follow the module to its device (staying on the CPU where the device
+    has no float64).
+
+    Args:
+        output_dim: K, the number of outputs (tasks) with statistics of their own.
+        beta: fraction of the old statistics that an update keeps, in [0, 1). Some papers and code bases call
+            `1 - beta` beta. May be set anew at any time; debiasing stays exact.
+        epsilon: added to the variance wherever a std is taken. Any value but 0 gives up the scale promise:
+            targets whose variance is not far above it are no longer levelled.
+        device: where the statistics live.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    mean: Tensor
+    var: Tensor
+    std: Tensor
+    count: Tensor
+    retained: Tensor
+    scaled: Tensor
+    _beta: Tensor
+
+    def __init__(
+        self,
+        output_dim: int = 1,
+        beta: float = 0.98,
+        epsilon: float = 0.0,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        if output_dim < 1:
+            raise ValueError(f"output_dim must be at least 1, not {output_dim}")
+        if not 0.0 <= epsilon < float("inf"):
+            raise ValueError(f"epsilon must be finite and not negative, not {epsilon}")
+        self.output_dim = output_dim
+        self.epsilon = epsilon
+        k, f64 = output_dim, torch.float64
+        self.register_buffer("_beta", torch.zeros((), dtype=f64), persistent=False)
+        self.beta = beta
+        self.register_buffer("mean", torch.zeros(k, dtype=f64))
+        self.register_buffer("var", torch.ones(k, dtype=f64))
+        self.register_buffer("std", torch.ones(k, dtype=f64))
+        self.register_buffer("count", torch.zeros(k, dtype=torch.int64))
+        # The product of the betas so far: what debiasing needs, since beta may follow a schedule.
+        self.register_buffer("retained", torch.ones(k, dtype=f64))
+        # Whether the output has ever seen a spread that is more than rounding noise.
+        self.register_buffer("scaled", torch.zeros(k, dtype=torch.bool))
+        if device is not None:
+            self.to(device)
+
+    @property
+    def beta(self) -> float:
+        """The retention: the fraction of the old statistics that an update keeps."""
+        return float(self._beta)
+
+    @beta.setter
+    def beta(self, value: float) -> None:
+        if not 0.0 <= value < 1.0:
+            raise ValueError(f"beta, the fraction of old statistics kept, must be in [0, 1), not {value}")
+        self._beta.fill_(value)
+
+    def extra_repr(self) -> str:
+        return f"output_dim={self.output_dim}, beta={self.beta}, epsilon={self.epsilon}"
+
+    # -- the axis ------------------------------------------------------------------------------------------------
+
+    def normalize(self, x: Tensor, *, task: Tensor | None = None) -> Tensor:
+        """`(x - mean) / std`, computed in float64, answered in `x`'s shape and dtype.
+
+        Args:
+            x: raw values, `[L]` where K = 1 or `task` is given, else `[L, K]` (K = 1 accepts both).
+            task: `[L]` int64, the output each sample belongs to.
+
+        Raises:
+            ValueError: any other shape; nothing broadcasts.
+        """
+        mean, std = self._pick(x, task)
+        return ((x.to(mean.device, torch.float64) - mean) / std).to(x.device, x.dtype)
+
+    def denormalize(self, z: Tensor, *, task: Tensor | None = None) -> Tensor:
+        """`z * std + mean`, the inverse of `normalize`; computed in float64, answered in at least float32."""
+        mean, std = self._pick(z, task)
+        dtype = torch.promote_types(z.dtype, torch.float32)
+        return (z.to(mean.device, torch.float64) * std + mean).to(z.device, dtype)
+
+    def _pick(self, x: Tensor, task: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Mean and std that broadcast exactly over `x`, whose shape is checked."""
+        if task is not None:
+            if x.shape != task.shape:
+                raise ValueError(f"with task ids of shape {tuple(task.shape)}, values must have it too: {tuple(x.shape)}")
+            task = task.to(self.mean.device)
+            return self.mean[task], self.std[task]
+        if self.output_dim == 1:
+            return self.mean[0], self.std[0]
+        self._require_columns(x)
+        return self.mean, self.std
+
+    def _require_columns(self, x: Tensor) -> None:
+        if x.ndim == 0 or x.shape[-1] != self.output_dim:
+            raise ValueError(
+                f"expected [..., {self.output_dim}], or [...] with task ids; got {tuple(x.shape)}"
+                f" for a head of {self.output_dim} outputs"
+            )
+
+    # -- moving --------------------------------------------------------------------------------------------------
+
+    def _move(
+        self,
+        targets: Tensor,
+        task: Tensor | None,
+        mask: Tensor | None,
+        weights: Tensor | None,
+        reduce: Reduce | None,
+    ) -> Movement:
+        """Moves the statistics towards the batch's own, in place, without waiting for the device."""
+        if reduce is None:
+            if torch.distributed.is_available() and torch.distributed.is_initialized():
+                raise RuntimeError(
+                    "a process group exists, and each rank would keep statistics of its own: pass"
+                    " reduce=(a function that sums a tensor over ranks), or reduce=levelhead.local to opt out"
+                )
+            reduce = local
+        y, w = self._columns(targets.detach(), task, mask, weights)
+        before = self.mean.clone(), self.std.clone(), self.scaled.clone()
+        return Movement(*before, finite=self._absorb(moments(y, w, reduce)))
+
+    def _absorb(self, batch: Moments) -> Tensor:
+        finite = batch.mean.isfinite() & batch.var.isfinite()
+        reached = finite & (batch.weight > 0)
+        retained = self.retained * self._beta
+        step = (1.0 - self._beta) / (1.0 - retained)
+        delta = batch.mean - self.mean
+        mean = self.mean + step * delta
+        var = (1.0 - step) * self.var + step * batch.var + step * (1.0 - step) * delta.square()
+
+        spread = (var + self.epsilon).sqrt()
+        real = spread > ROUNDING * mean.abs()
+        stand_in = torch.where(self.scaled, self.std, torch.where(mean != 0, mean.abs(), 1.0))
+        std = torch.where(real, spread, stand_in)
+        for buffer, new in (
+            (self.mean, mean),
+            (self.var, var),
+            (self.std, std),
+            (self.retained, retained),
+            (self.scaled, self.scaled | real),
+            (self.count, self.count + 1),
+        ):
+            buffer.copy_(torch.where(reached, new, buffer))
+        return finite
+
+    def _columns(
+        self, targets: Tensor, task: Tensor | None, mask: Tensor | None, weights: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Targets as `[M, K]` or `[M, 1]`, and their weights as `[M, K]`; checks every shape."""
+        k = self.output_dim
+        if task is not None and task.shape != targets.shape:
+            raise ValueError(f"task ids {tuple(task.shape)} and targets {tuple(targets.shape)} must have one shape")
+        if task is None and k > 1:
+            self._require_columns(targets)
+        columns = 1 if task is not None else k
+        device = self.mean.device
+        weight = torch.ones((), dtype=torch.float64, device=device)
+        for name, given in (("mask", mask), ("weights", weights)):
+            if given is None:
+                continue
+            if given.shape == targets.shape:
+                given = given.reshape(-1, columns)
+            elif task is None and targets.shape == (*given.shape, k):
+                given = given.reshape(-1, 1)
+            else:
+                raise ValueError(f"{name} {tuple(given.shape)} doesn't fit targets {tuple(targets.shape)}")
+            weight = weight * given.to(device, torch.float64)
+        y = targets.to(device).reshape(-1, columns)
+        weight = weight.expand(y.shape)
+        if task is not None:
+            outputs = torch.arange(k, device=device)
+            weight = weight * (task.to(device).reshape(-1, 1) == outputs)
+            y = y.expand(weight.shape)
+        return y, weight
+
+    def _check(self, task: Tensor | None, mask: Tensor | None, weights: Tensor | None) -> None:
+        """What only reading the values can tell; waits for the device."""
+        if task is not None and task.numel() and not (0 <= int(task.min()) and int(task.max()) < self.output_dim):
+            raise ValueError(f"task ids must lie in 0..{self.output_dim - 1}; got {int(task.min())}..{int(task.max())}")
+        if mask is not None and mask.dtype != torch.bool:
+            raise ValueError(f"mask must be bool, not {mask.dtype}; sample weights go into weights=")
+        if weights is not None and not bool((weights >= 0).all()):
+            raise ValueError("weights must not be negative or NaN")
+
+    @staticmethod
+    def _require_finite(finite: Tensor) -> None:
+        if not bool(finite.all()):
+            outputs = (~finite).nonzero().flatten().tolist()
+            raise ValueError(
+                f"non-finite target for output {', '.join(map(str, outputs))}; statistics left as they were."
+                " Exclude such samples with mask="
+            )
+
+    # -- dtype and device ----------------------------------------------------------------------------------------
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "TargetStatistics":
+        # Module.to() and .half() cast every floating buffer: hold the statistics back and show them as integers,
+        # which are moved but never cast.
+        held = {name: self._buffers.pop(name) for name in (*STATISTICS, "_beta")}
+        super()._apply(fn, recurse)
+        for name, buffer in held.items():
+            assert buffer is not None
+            moved = fn(buffer.view(torch.int64) if buffer.dtype == torch.float64 else buffer)
+            stays = moved.device in (buffer.device, torch.device("mps", 0))
+            self._buffers[name] = buffer if stays else moved.view(buffer.dtype)
+        return self
+
+
+class ValueNormalizer(TargetStatistics):
+    """The plain mean/std module: `update`, `normalize`, `denormalize`.
+
+    `beta=0` keeps the last batch's statistics alone. Arguments and errors are those of `TargetStatistics`, with
+    `beta` first, as this module is mostly used with one output.
+    """
+
+    def __init__(
+        self,
+        beta: float = 0.98,
+        output_dim: int = 1,
+        epsilon: float = 0.0,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__(output_dim, beta, epsilon, device)
+
+    def update(
+        self,
+        targets: Tensor,
+        *,
+        task: Tensor | None = None,
+        mask: Tensor | None = None,
+        weights: Tensor | None = None,
+        reduce: Reduce | None = None,
+    ) -> None:
+        """Moves the statistics towards those of `targets`.
+
+        Args:
+            targets: `[L]` where K = 1 or `task` is given, else `[L, K]`.
+            task: `[L]` int64, the output each target belongs to.
+            mask: bool, `[L]` or `targets`' shape; False entries don't count and may hold NaN.
+            weights: not negative, `[L]` or `targets`' shape.
+            reduce: sums a tensor over ranks; needed where a process group exists.
+
+        Raises:
+            ValueError: wrong shape, or a non-finite target; nothing is changed then.
+            RuntimeError: a process group exists and `reduce` is missing.
+        """
+        self._check(task, mask, weights)
+        self._require_finite(self._move(targets, task, mask, weights, reduce).finite)
