@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import torch
+
 Shape = Literal["constant", "linear", "cosine", "exponential"]
 SHAPES: tuple[Shape, ...] = get_args(Shape)
 
@@ -85,3 +87,15 @@ def schedule(value: "float | str | Schedule") -> Schedule:
             f"{value!r} is not a schedule: write a number, or SHAPE:START:END with SHAPE one of {', '.join(SHAPES)}"
         ) from None
     return Schedule(start, end, shape)  # pyright: ignore[reportArgumentType]  # checked in __post_init__
+
+
+class Coefficient:
+    """A schedule's present value as a 0-d tensor that is written in place, so that compiled code can hold on to it."""
+
+    def __init__(self, value: Schedule, device: torch.device | str | None = None) -> None:
+        self.schedule = value
+        self.tensor = torch.tensor(value(0.0), device=device)
+
+    def advance(self, progress: float) -> None:
+        """Moves to `progress`, the share of training done."""
+        self.tensor.fill_(self.schedule(progress))

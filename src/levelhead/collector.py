@@ -1,0 +1,144 @@
+"""Steps the environments with the policy and hands out rollouts."""
+
+from collections import deque
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from levelhead.envs import VecEnv
+from levelhead.networks import Policy
+from levelhead.rollout import Rollout
+from levelhead.seeding import Stream, derive, generator
+from levelhead.tree import Tree, tree_leaves, tree_map
+
+EPISODE_WINDOW = 100
+"""Episode statistics are means over this many latest episodes, as in Stable-Baselines3."""
+
+
+class Collector:
+    """Only the actor runs inside the stepping loop; log-probabilities and values follow in one batch each.
+
+    Args:
+        env: the environments; they are reset here.
+        policy: acts and values; its device is where rollouts live.
+        num_steps: T, the length of a rollout.
+        seed: of the run.
+        reward_scale: multiplies every reward that the learner sees; episode statistics stay in the environment's units.
+    """
+
+    def __init__(self, env: VecEnv, policy: Policy, num_steps: int, seed: int, reward_scale: float = 1.0) -> None:
+        self.env = env
+        self.policy = policy
+        self.seed = seed
+        self.reward_scale = reward_scale
+        self.returns: deque[float] = deque(maxlen=EPISODE_WINDOW)
+        self.lengths: deque[int] = deque(maxlen=EPISODE_WINDOW)
+
+        t, n, device = num_steps, env.num_envs, policy.device
+        shape = env.observation_space.shape
+        assert shape is not None
+        # One row more than steps: the last one is what the next rollout starts from.
+        self._observation = torch.zeros(t + 1, n, *shape, device=device)
+        self._reward = torch.zeros(t, n, device=device)
+        self._terminated = torch.zeros(t, n, dtype=torch.bool, device=device)
+        self._truncated = torch.zeros(t, n, dtype=torch.bool, device=device)
+        self._valid = torch.ones(t, n, dtype=torch.bool, device=device)
+        self._choices: Tree = None
+        self.reset(0)
+
+    def reset(self, iteration: int) -> None:
+        """Starts new episodes everywhere, seeded by the iteration they start in."""
+        seeds = [derive(self.seed, Stream.ENVIRONMENT, iteration, i) for i in range(self.env.num_envs)]
+        self._observation[-1].copy_(self.env.reset(seeds))
+        self._return = np.zeros(self.env.num_envs)
+        self._length = np.zeros(self.env.num_envs, dtype=np.int64)
+
+    @torch.no_grad()
+    def collect(self, iteration: int) -> Rollout:
+        """The next T steps of every environment. The rollout's tensors are overwritten by the next call."""
+        policy, head, env = self.policy, self.policy.action_head, self.env
+        observations = self._observation.unbind()
+        flags = zip(self._reward.unbind(), self._terminated.unbind(), self._truncated.unbind(), strict=True)
+        shape = (len(observations) - 1, env.num_envs)
+        noise = head.noise(shape, generator(self.seed, Stream.ACTION, iteration)).to(self._observation.device)
+        self._valid.fill_(True)
+        finals: list[tuple[int, Tensor]] = []
+
+        observations[0].copy_(observations[-1])
+        for t, (reward, terminated, truncated) in enumerate(flags):
+            features = policy.actor_features(policy.prepare(observations[t]))
+            choice = head.sample(features, noise[t])
+            self._keep(t, choice)
+            step = env.step(head.to_environment(choice[0]).cpu())
+            observations[t + 1].copy_(step.observation)
+            reward.copy_(step.reward)
+            terminated.copy_(step.terminated)
+            truncated.copy_(step.truncated)
+            if step.valid is not None:
+                self._valid[t].copy_(step.valid)
+            if step.final_observation is not None and bool(step.truncated.any()):
+                finals.append((t, step.final_observation))
+
+        self._record_episodes()
+        action, parameters = self._choices
+        value, next_value = self._values(finals)
+        return Rollout(
+            observation=self._observation[:-1],
+            action=action,
+            parameters=parameters,
+            log_prob=head.log_prob(parameters, action),
+            reward=self._reward * self.reward_scale,
+            terminated=self._terminated,
+            truncated=self._truncated,
+            valid=self._valid,
+            value=value,
+            next_value=next_value,
+        )
+
+    def _keep(self, t: int, choice: tuple[Tensor, Tree]) -> None:
+        if self._choices is None:
+            steps = len(self._observation) - 1
+            self._choices = tree_map(lambda x: x.new_empty(steps, *x.shape), choice)
+            self._rows = list(zip(*(x.unbind() for x in tree_leaves(self._choices)), strict=True))
+        for row, x in zip(self._rows[t], tree_leaves(choice), strict=True):
+            row.copy_(x)
+
+    def _values(self, finals: list[tuple[int, Tensor]]) -> tuple[Tensor, Tensor]:
+        """Values of the observations and of their true successors, each `[T, N]`."""
+        values = self.policy.value(self._observation)
+        next_value = values[1:].clone()
+        for t, observation in finals:
+            cut = self.policy.value(observation.to(next_value.device))
+            next_value[t] = torch.where(self._truncated[t], cut, next_value[t])
+        return values[:-1], next_value
+
+    def _record_episodes(self) -> None:
+        reward = self._reward.cpu().numpy().astype(np.float64)
+        valid = self._valid.cpu().numpy()
+        ended = (self._terminated | self._truncated).cpu().numpy()
+        for t in range(len(reward)):
+            self._return += reward[t]
+            self._length += valid[t]
+            if ended[t].any():
+                for i in np.flatnonzero(ended[t]):
+                    self.returns.append(float(self._return[i]))
+                    self.lengths.append(int(self._length[i]))
+                self._return[ended[t]] = 0.0
+                self._length[ended[t]] = 0
+
+    def metrics(self) -> dict[str, float]:
+        """Episode statistics over the latest episodes; empty before the first has ended."""
+        if not self.returns:
+            return {}
+        return {
+            "rollout/ep_rew_mean": float(np.mean(self.returns)),
+            "rollout/ep_len_mean": float(np.mean(self.lengths)),
+        }
+
+    def state_dict(self) -> dict[str, object]:
+        return {"returns": list(self.returns), "lengths": list(self.lengths)}
+
+    def load_state_dict(self, state: dict[str, list[float]]) -> None:
+        self.returns.extend(state["returns"])
+        self.lengths.extend(int(x) for x in state["lengths"])

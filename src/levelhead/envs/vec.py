@@ -1,0 +1,51 @@
+"""What the trainer asks of a batch of environments."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+from torch import Tensor
+
+
+class Step(NamedTuple):
+    """What N environments answer to N actions. Tensors may be views of buffers that the next step overwrites."""
+
+    observation: Tensor
+    """`[N, ...]`, what the next action is chosen on: where an episode has been reset, the next one's first."""
+    reward: Tensor
+    """`[N]`."""
+    terminated: Tensor
+    """`[N]` bool: the episode reached a real end; nothing follows."""
+    truncated: Tensor
+    """`[N]` bool: the episode was cut short, by a time limit say; something would have followed."""
+    valid: Tensor | None = None
+    """`[N]` bool: False where the environment was only being reset and the action was ignored. None: all valid."""
+    final_observation: Tensor | None = None
+    """`[N, ...]`: in the rows of episodes that just ended, their last observation; other rows repeat `observation`.
+    None: `observation` is the true successor in every row."""
+
+
+class VecEnv(ABC):
+    """N environments of one kind, stepped together.
+
+    Attributes:
+        num_envs: N.
+        observation_space, action_space: of a single environment.
+    """
+
+    num_envs: int
+    observation_space: gym.Space[Any]
+    action_space: gym.Space[Any]
+
+    @abstractmethod
+    def reset(self, seeds: Sequence[int]) -> Tensor:
+        """Starts new episodes everywhere, one seed per environment; the first observations, `[N, ...]`."""
+
+    @abstractmethod
+    def step(self, action: Tensor) -> Step:
+        """Applies `[N, ...]` actions that lie within the action space."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Releases what the environments hold."""

@@ -1,0 +1,183 @@
+"""Epochs of minibatches over one rollout."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from levelhead.flat import clip_gradient_, flatten
+from levelhead.metrics import RunningMean
+from levelhead.networks import Policy
+from levelhead.objectives import Objective
+from levelhead.rollout import Batch
+from levelhead.schedules import Coefficient, Schedule
+from levelhead.seeding import Stream, generator
+
+
+@dataclass(frozen=True)
+class GroupSettings:
+    """How one group of parameters is optimised."""
+
+    learning_rate: Schedule
+    eps: float
+    """Adam's denominator offset."""
+    max_grad_norm: float
+    """The group's gradient is scaled down to this norm."""
+
+
+@dataclass(frozen=True)
+class LearnerSettings:
+    """How a rollout is learned from."""
+
+    epochs: int
+    minibatches: int
+    entropy_coef: Schedule
+    value_coef: float
+    value_clip: float | None
+    """Width of the value clip on the normalised axis; None for no clip."""
+    groups: Mapping[str, GroupSettings]
+    """By the names of `Policy.groups`."""
+
+
+class Learner:
+    """Minimises policy loss, value loss and negative entropy with one Adam over flat parameter groups.
+
+    Every minibatch step is a function of tensors that are written in place, and nothing in `learn` waits for the
+    device: a step whose loss or gradient is not finite is skipped, with all that follow, and reported.
+
+    Args:
+        policy: its parameters become views of one flat tensor per group.
+        objective: what the actor maximises.
+        settings: as they say.
+        seed: of the run.
+    """
+
+    def __init__(self, policy: Policy, objective: Objective, settings: LearnerSettings, seed: int) -> None:
+        self.policy = policy
+        self.objective = objective
+        self.settings = settings
+        self.seed = seed
+        device = policy.device
+        self.flat = {name: flatten(parameters) for name, parameters in policy.groups().items()}
+        self.learning_rates = {
+            name: Coefficient(settings.groups[name].learning_rate, device) for name in self.flat
+        }
+        self.optimizer = torch.optim.Adam(
+            [
+                {"params": [flat], "lr": self.learning_rates[name].tensor, "eps": settings.groups[name].eps}
+                for name, flat in self.flat.items()
+            ],
+            fused=True,
+        )
+        policy.value_head.track(self.optimizer)
+        self.entropy_coef = Coefficient(settings.entropy_coef, device)
+        self._loss_weights = torch.tensor([1.0, settings.value_coef, 0.0], device=device)
+        self._blocked = torch.zeros((), device=device)
+        # Fused optimisers take this 0-d flag on the device and skip their step where it is 1.
+        self.optimizer.found_inf = self._blocked  # pyright: ignore[reportAttributeAccessIssue]
+        self._checked = ("loss", *(f"{name} gradient" for name in self.flat))
+        self._broken = torch.zeros(len(self._checked), dtype=torch.bool, device=device)
+        self._means = RunningMean(
+            (
+                "train/policy_gradient_loss",
+                "train/value_loss",
+                "train/entropy_loss",
+                "train/approx_kl",
+                "train/clip_fraction",
+                "train/loss",
+                *(f"grad/{name}_norm" for name in self.flat),
+            ),
+            device,
+        )
+
+    def advance(self, progress: float) -> None:
+        """Moves every schedule to `progress`, the share of training done."""
+        for coefficient in (*self.learning_rates.values(), self.entropy_coef):
+            coefficient.advance(progress)
+        self.objective.advance(progress)
+
+    def learn(self, batch: Batch, valid: Tensor, healthy: Tensor, iteration: int) -> dict[str, Tensor]:
+        """All epochs over `batch`.
+
+        Args:
+            batch: B rows.
+            valid: `[B]` bool; other rows weigh nothing.
+            healthy: 0-d bool; where False, no step is taken.
+            iteration: seeds the permutations, one per epoch.
+
+        Returns:
+            Metrics by name, 0-d tensors.
+        """
+        self._blocked.copy_(~healthy)
+        self._broken.zero_()
+        self._loss_weights[2].copy_(-self.entropy_coef.tensor)
+        for epoch in range(self.settings.epochs):
+            for index, weight in self._minibatches(valid, iteration, epoch):
+                self._means.add(self._step(batch.take(index), weight))
+        rate = self.learning_rates["actor"].tensor
+        return {**self._means.take(), "train/learning_rate": rate, "train/entropy_coef": self.entropy_coef.tensor}
+
+    def faults(self) -> dict[str, Tensor]:
+        """0-d bool per checked tensor: whether it was not finite in the latest `learn`."""
+        return dict(zip(self._checked, self._broken.unbind(), strict=True))
+
+    def _minibatches(self, valid: Tensor, iteration: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Row indices and their weights in the mean; every row once, in minibatches of one size.
+
+        Where the rows don't divide evenly, the last minibatch is filled up with rows that weigh nothing.
+        """
+        count, rows = self.settings.minibatches, len(valid)
+        size = -(-rows // count)
+        order = torch.randperm(rows, generator=generator(self.seed, Stream.PERMUTATION, iteration, epoch))
+        filler = size * count - rows
+        index = torch.cat((order, order[:filler])).to(valid.device)
+        weight = valid[index].float()
+        weight[rows:] = 0.0
+        weight = weight.view(count, size)
+        weight = weight / weight.sum(1, keepdim=True).clamp(min=1.0)
+        yield from zip(index.view(count, size).unbind(), weight.unbind(), strict=True)
+
+    def _step(self, batch: Batch, weight: Tensor) -> Tensor:
+        """One minibatch: loss, gradient, clip, Adam. Returns the metrics as a vector."""
+        for flat in self.flat.values():
+            assert flat.grad is not None
+            flat.grad.zero_()
+        loss, means = self._loss(batch, weight)
+        loss.backward()
+        groups = self.settings.groups
+        norms = [clip_gradient_(flat, groups[name].max_grad_norm) for name, flat in self.flat.items()]
+        checked = torch.stack((loss.detach(), *norms))
+        self._broken.logical_or_(~checked.isfinite())
+        self._blocked.copy_(torch.maximum(self._blocked, self._broken.any()))
+        self.optimizer.step()
+        return torch.cat((means, checked))
+
+    def _loss(self, batch: Batch, weight: Tensor) -> tuple[Tensor, Tensor]:
+        actor_features, critic_features = self.policy.features(batch.observation)
+        new = self.policy.action_head.evaluate(actor_features, batch.action)
+        actor = self.objective(new, batch)
+        old, clip = (batch.old_value, self.settings.value_clip) if self.settings.value_clip is not None else (None, None)
+        critic = self.policy.value_head.loss_normalized(critic_features, batch.target, old=old, clip=clip)
+        # One matrix-vector product takes all the means at once. A weight of zero must silence a row whatever it holds.
+        terms = torch.stack((actor.loss, critic, new.entropy)) @ weight
+        loss = terms @ self._loss_weights
+        with torch.no_grad():
+            diagnostics = torch.stack((actor.approx_kl, actor.clip_fraction)) @ weight
+            means = torch.cat((terms[:2], -terms[2:], diagnostics))
+        return loss, means
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Adam's state, one entry per group and moment; empty before the first step."""
+        return {
+            f"{name}.{key}": tensor
+            for name, flat in self.flat.items()
+            for key, tensor in self.optimizer.state[flat].items()
+        }
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        for name, flat in self.flat.items():
+            own = self.optimizer.state[flat]
+            for key in ("step", "exp_avg", "exp_avg_sq"):
+                if f"{name}.{key}" in state:
+                    own[key] = state[f"{name}.{key}"].to(flat.device, torch.float32).clone()

@@ -1,0 +1,25 @@
+"""The losses of the policy and the diagnostics of an update, as pure functions of per-sample tensors `[B]`."""
+
+import torch
+from torch import Tensor
+
+
+def clip_surrogate(ratio: Tensor, advantage: Tensor, clip_range: float | Tensor) -> Tensor:
+    """PPO's clipped surrogate, to be maximised: `min(r A, clip(r, 1 - eps, 1 + eps) A)`, unreduced.
+
+    Source: Schulman et al. 2017, "Proximal policy optimization algorithms", equation 7.
+    """
+    return torch.minimum(ratio * advantage, ratio.clamp(1 - clip_range, 1 + clip_range) * advantage)
+
+
+def approximate_kl(log_ratio: Tensor, ratio: Tensor) -> Tensor:
+    """Schulman's low-variance estimate of KL(old || new) from samples of old: `r - 1 - log r`, unreduced.
+
+    Source: Schulman 2020, "Approximating KL divergence" (k3). Not negative for any sample.
+    """
+    return ratio - 1 - log_ratio
+
+
+def clip_fraction(ratio: Tensor, clip_range: float | Tensor) -> Tensor:
+    """1 where the ratio has left the clip range, else 0; unreduced."""
+    return ((ratio - 1).abs() > clip_range).to(ratio.dtype)

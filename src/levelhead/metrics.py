@@ -1,0 +1,33 @@
+"""Numbers gathered on the device and read by the host once per iteration."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+
+class RunningMean:
+    """The mean of vectors added one by one, under fixed names; nothing is read until the end."""
+
+    def __init__(self, names: Sequence[str], device: torch.device) -> None:
+        self.names = tuple(names)
+        self._total = torch.zeros(len(self.names), device=device)
+        self._count = 0
+
+    def add(self, values: Tensor) -> None:
+        """Adds one `[len(names)]` vector."""
+        self._total += values
+        self._count += 1
+
+    def take(self) -> dict[str, Tensor]:
+        """The means so far, each 0-d, and a fresh start."""
+        means = self._total / max(self._count, 1)
+        self._total.zero_()
+        self._count = 0
+        return dict(zip(self.names, means.unbind(), strict=True))
+
+
+def to_host(metrics: Mapping[str, Tensor]) -> dict[str, float]:
+    """All 0-d tensors in one transfer: the host's only wait for the device."""
+    vector = torch.stack([x.detach().to(torch.float64) for x in metrics.values()])
+    return dict(zip(metrics, vector.tolist(), strict=True))

@@ -1,0 +1,49 @@
+"""Observations brought to mean 0 and std 1."""
+
+import torch
+from torch import Tensor, nn
+
+from levelhead.numerics import ROUNDING, Moments
+
+
+class ObservationNormalizer(nn.Module):
+    """Running mean and std of every entry of the observation, over all samples ever seen.
+
+    Frozen except in `update`, which a trainer calls once per rollout; the statistics are float64 buffers, so they are
+    saved with the policy and stay put in evaluation.
+
+    Args:
+        dim: number of entries of a flattened observation.
+        clip: normalised entries are clipped to +-clip.
+    """
+
+    count: Tensor
+    mean: Tensor
+    var: Tensor
+
+    def __init__(self, dim: int, clip: float = 10.0) -> None:
+        super().__init__()
+        self.clip = clip
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("mean", torch.zeros(dim, dtype=torch.float64))
+        self.register_buffer("var", torch.ones(dim, dtype=torch.float64))
+
+    def forward(self, observation: Tensor) -> Tensor:
+        """`[..., dim] -> [..., dim]`, in the observation's dtype."""
+        std = self.var.sqrt()
+        # An entry that doesn't vary carries nothing; dividing by its rounding noise would invent something.
+        std = torch.where(std > ROUNDING * self.mean.abs(), std, 1.0)
+        return ((observation - self.mean) / std).clamp(-self.clip, self.clip).to(observation.dtype)
+
+    def update(self, batch: Moments, apply: Tensor) -> None:
+        """Merges the moments of more observations, exactly as if all had come at once, where `apply` (0-d bool).
+
+        Source: Chan et al. 1979, "Updating formulae and a pairwise algorithm for computing sample variances".
+        """
+        added = batch.weight.max()
+        total = self.count + added
+        share = torch.where(total > 0, added / total, 0.0)
+        delta = batch.mean - self.mean
+        var = (1 - share) * self.var + share * batch.var + share * (1 - share) * delta.square()
+        for buffer, new in ((self.var, var), (self.mean, self.mean + share * delta), (self.count, total)):
+            buffer.copy_(torch.where(apply, new, buffer))

@@ -1,0 +1,51 @@
+"""The batch that a collector hands to the rest."""
+
+from dataclasses import dataclass, fields
+
+from torch import Tensor
+
+from levelhead.tree import Tree
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """T steps of N environments, time-major; every field is `[T, N, ...]`."""
+
+    observation: Tensor
+    """What the policy saw, as the environment gave it."""
+    action: Tensor
+    """As drawn from the policy, not clipped to any bounds."""
+    parameters: Tree
+    """Of the distribution that the action was drawn from."""
+    log_prob: Tensor
+    reward: Tensor
+    """After `reward_scale`."""
+    terminated: Tensor
+    truncated: Tensor
+    valid: Tensor
+    """bool: False for rows that hold no real transition, such as those of an environment that is just being reset."""
+    value: Tensor
+    """Of the observation, raw."""
+    next_value: Tensor
+    """Of the true successor, raw: at an episode's end that of its final observation."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What the learner sees of a rollout: B = T x N rows in any order."""
+
+    observation: Tensor
+    """Prepared for the network, `[B, D]`."""
+    action: Tensor
+    log_prob: Tensor
+    """Of the policy that acted, `[B]`."""
+    advantage: Tensor
+    """As it enters the loss, `[B]`."""
+    target: Tensor
+    """Normalised by the value head, `[B]`."""
+    old_value: Tensor
+    """The critic's value from before the update, normalised by today's statistics, `[B]`."""
+
+    def take(self, index: Tensor) -> "Batch":
+        """The rows that `index` names."""
+        return Batch(*(getattr(self, f.name).index_select(0, index) for f in fields(self)))

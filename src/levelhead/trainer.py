@@ -1,0 +1,212 @@
+"""The training loop: an iterator, so that a `for` statement replaces callbacks."""
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from levelhead.collector import Collector
+from levelhead.errors import TrainingFault
+from levelhead.learner import Learner
+from levelhead.metrics import to_host
+from levelhead.numerics import explained_variance, moments, standardize
+from levelhead.networks import Policy
+from levelhead.returns import gae
+from levelhead.rollout import Batch, Rollout
+from levelhead.schedules import Schedule
+
+AdvantageScale = Literal["rollout", "head", "none"]
+
+
+@dataclass(frozen=True)
+class TrainerSettings:
+    """What happens between collecting and learning."""
+
+    total_steps: int
+    """Valid environment steps, rounded up to whole iterations."""
+    gamma: float
+    lam: float
+    advantage: AdvantageScale
+    """`rollout`: standardised over the rollout; `head`: divided by the value head's std; `none`: as they are."""
+    beta: Schedule
+    """Retention of the value head's statistics."""
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """One turn of collect and learn."""
+
+    iteration: int
+    """Counted from 1."""
+    step: int
+    """Valid environment steps so far."""
+    metrics: dict[str, float]
+
+
+class Trainer:
+    """`for iteration in trainer:` trains until `total_steps`; leave the loop whenever you like, and come back to it.
+
+    Each turn collects a rollout, moves the value head's statistics to its targets, learns, and only then moves the
+    observation statistics, so that acting and learning see the same inputs.
+
+    Raises:
+        TrainingFault: (while iterating) something was not finite. No optimiser step was taken on it, and the state is
+            fit to be saved.
+    """
+
+    def __init__(self, policy: Policy, collector: Collector, learner: Learner, settings: TrainerSettings) -> None:
+        self.policy = policy
+        self.collector = collector
+        self.learner = learner
+        self.settings = settings
+        self.iteration = 0
+        self.step = 0
+
+    def __iter__(self) -> Iterator[Iteration]:
+        return self
+
+    @property
+    def done(self) -> bool:
+        """Whether `total_steps` have been taken."""
+        return self.step >= self.settings.total_steps
+
+    def __next__(self) -> Iteration:
+        if self.done:
+            raise StopIteration
+        started = time.perf_counter()
+        progress = self.step / self.settings.total_steps
+        self.learner.advance(progress)
+        self.policy.value_head.beta = self.settings.beta(progress)
+        rollout = self.collector.collect(self.iteration)
+        collected = time.perf_counter()
+
+        checks, metrics = self._learn(rollout)
+        steps = rollout.valid.sum()
+        values = to_host({**checks, "steps": steps, **metrics})
+        finished = time.perf_counter()
+
+        broken = [name for name in checks if values.pop(name)]
+        if broken:
+            raise TrainingFault(self._diagnose(broken[0], rollout))
+        taken = int(values.pop("steps"))
+        self.step += taken
+        self.iteration += 1
+        values = {name: x for name, x in values.items() if math.isfinite(x)}
+        timing = {
+            "time/fps": taken / (finished - started),
+            "time/collect": collected - started,
+            "time/learn": finished - collected,
+        }
+        return Iteration(self.iteration, self.step, {**self.collector.metrics(), **values, **timing})
+
+    @torch.no_grad()
+    def _learn(self, rollout: Rollout) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Everything between two rollouts, without waiting for the device: what was not finite, and the metrics."""
+        head, settings, valid = self.policy.value_head, self.settings, rollout.valid
+        advantage, target = gae(
+            rollout.reward,
+            rollout.value,
+            rollout.next_value,
+            rollout.terminated,
+            rollout.truncated,
+            settings.gamma,
+            settings.lam,
+            valid,
+        )
+        checks = {
+            name: _not_finite(x, valid)
+            for name, x in (
+                ("observation", rollout.observation),
+                ("reward", rollout.reward),
+                ("log-probability", rollout.log_prob),
+                ("value", rollout.value),
+                ("value of a successor", rollout.next_value),
+                ("advantage", advantage),
+            )
+        }
+        healthy = ~torch.stack(tuple(checks.values())).any()
+
+        head.observe(target, mask=valid & healthy)
+        before, after = rollout.value[-1], self.policy.value(rollout.observation[-1])
+        metrics = {
+            "train/explained_variance": explained_variance(rollout.value, target, valid),
+            "value/mean": head.mean.mean(),
+            "value/std": head.std.mean(),
+            "value/preservation_error": ((after - before) / head.std.to(after.device)).abs().max(),
+        }
+        for name, x in (("value/target", target), ("advantage/", advantage)):
+            _, mean, var = moments(x.reshape(-1, 1), valid.reshape(-1, 1))
+            joint = "_" if name[-1] != "/" else ""
+            metrics |= {f"{name}{joint}mean": mean[0], f"{name}{joint}std": var[0].sqrt()}
+
+        prepared = self.policy.prepare(rollout.observation)
+        batch = Batch(
+            observation=prepared.flatten(0, 1),
+            action=rollout.action.flatten(0, 1),
+            log_prob=rollout.log_prob.flatten(),
+            advantage=self._scaled(advantage, target, valid).flatten(),
+            target=head.normalize(target).flatten(),
+            old_value=head.normalize(rollout.value).flatten(),
+        )
+        with torch.enable_grad():
+            metrics |= self.learner.learn(batch, valid.flatten(), healthy, self.iteration)
+        checks |= self.learner.faults()
+
+        if self.policy.normalizer is not None:
+            healthy = ~torch.stack(tuple(checks.values())).any()
+            flat = rollout.observation.reshape(valid.numel(), -1)
+            self.policy.normalizer.update(moments(flat, valid.reshape(-1, 1)), apply=healthy)
+        return checks, metrics
+
+    def _scaled(self, advantage: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+        match self.settings.advantage:
+            case "rollout":
+                return standardize(advantage, valid, scale=torch.where(valid, target, 0.0).abs().max())
+            case "head":
+                return (advantage / self.policy.value_head.std).to(advantage.dtype)
+            case "none":
+                return advantage
+
+    def _diagnose(self, tensor: str, rollout: Rollout) -> str:
+        """Names what was not finite, and where; training is over, so reading the device is fine."""
+        where = ""
+        fields: dict[str, Tensor] = {"observation": rollout.observation, "reward": rollout.reward}
+        if tensor in fields:
+            x = fields[tensor]
+            rows = ~x.isfinite().reshape(*x.shape[:2], -1).all(-1) & rollout.valid
+            step, environment = (int(i) for i in rows.nonzero()[0])
+            where = f" of environment {environment} at step {step} of the rollout"
+        return (
+            f"non-finite {tensor}{where}, in iteration {self.iteration + 1} on rank 0;"
+            " stopped before the optimiser step that would have used it"
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Whatever changes during training, as tensors and JSON values."""
+        return {
+            "policy": self.policy.state_dict(),
+            "optimizer": self.learner.state_dict(),
+            "progress": {"iteration": self.iteration, "step": self.step, "episodes": self.collector.state_dict()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues from `state_dict`; environments start new episodes, as they do when a checkpoint is written."""
+        self.policy.load_state_dict(state["policy"])
+        self.learner.load_state_dict(state["optimizer"])
+        progress = state["progress"]
+        self.iteration, self.step = progress["iteration"], progress["step"]
+        self.collector.load_state_dict(progress["episodes"])
+        self.restart_episodes()
+
+    def restart_episodes(self) -> None:
+        """Starts new episodes everywhere, seeded by the iteration, so that a resumed run and one that went on agree."""
+        self.collector.reset(self.iteration)
+
+
+def _not_finite(x: Tensor, valid: Tensor) -> Tensor:
+    rows = x.isfinite().reshape(valid.shape + (-1,)).all(-1)
+    return (~rows & valid).any()
