@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from levelhead.flat import clip_gradient_, flatten
+from levelhead.flat import AdamGroup, FlatAdam, clip_, flatten
 from levelhead.metrics import RunningMean
 from levelhead.networks import Policy
 from levelhead.objectives import Objective
@@ -59,23 +59,19 @@ class Learner:
         self.settings = settings
         self.seed = seed
         device = policy.device
+        self._blocked = torch.zeros((), device=device)
         self.flat = {name: flatten(parameters) for name, parameters in policy.groups().items()}
-        self.learning_rates = {
-            name: Coefficient(settings.groups[name].learning_rate, device) for name in self.flat
-        }
-        self.optimizer = torch.optim.Adam(
-            [
-                {"params": [flat], "lr": self.learning_rates[name].tensor, "eps": settings.groups[name].eps}
+        self.learning_rates = {name: Coefficient(settings.groups[name].learning_rate, device) for name in self.flat}
+        self.optimizer = FlatAdam(
+            {
+                name: AdamGroup(flat, self.learning_rates[name].tensor, settings.groups[name].eps)
                 for name, flat in self.flat.items()
-            ],
-            fused=True,
+            },
+            skip=self._blocked,
         )
         policy.value_head.track(self.optimizer)
         self.entropy_coef = Coefficient(settings.entropy_coef, device)
         self._loss_weights = torch.tensor([1.0, settings.value_coef, 0.0], device=device)
-        self._blocked = torch.zeros((), device=device)
-        # Fused optimisers take this 0-d flag on the device and skip their step where it is 1.
-        self.optimizer.found_inf = self._blocked  # pyright: ignore[reportAttributeAccessIssue]
         self._checked = ("loss", *(f"{name} gradient" for name in self.flat))
         self._broken = torch.zeros(len(self._checked), dtype=torch.bool, device=device)
         self._means = RunningMean(
@@ -141,16 +137,15 @@ class Learner:
     def _step(self, batch: Batch, weight: Tensor) -> Tensor:
         """One minibatch: loss, gradient, clip, Adam. Returns the metrics as a vector."""
         for flat in self.flat.values():
-            assert flat.grad is not None
-            flat.grad.zero_()
+            flat.gradient.zero_()
         loss, means = self._loss(batch, weight)
         loss.backward()
         groups = self.settings.groups
-        norms = [clip_gradient_(flat, groups[name].max_grad_norm) for name, flat in self.flat.items()]
+        norms = [clip_(flat.gradient, groups[name].max_grad_norm) for name, flat in self.flat.items()]
         checked = torch.stack((loss.detach(), *norms))
         self._broken.logical_or_(~checked.isfinite())
         self._blocked.copy_(torch.maximum(self._blocked, self._broken.any()))
-        self.optimizer.step()
+        self.optimizer.apply()
         return torch.cat((means, checked))
 
     def _loss(self, batch: Batch, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -168,16 +163,12 @@ class Learner:
         return loss, means
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Adam's state, one entry per group and moment; empty before the first step."""
-        return {
-            f"{name}.{key}": tensor
-            for name, flat in self.flat.items()
-            for key, tensor in self.optimizer.state[flat].items()
-        }
+        """Adam's state, one entry per group and moment."""
+        return self.optimizer.moments()
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        for name, flat in self.flat.items():
-            own = self.optimizer.state[flat]
-            for key in ("step", "exp_avg", "exp_avg_sq"):
-                if f"{name}.{key}" in state:
-                    own[key] = state[f"{name}.{key}"].to(flat.device, torch.float32).clone()
+        own = self.optimizer.moments()
+        if own.keys() != state.keys():
+            raise ValueError(f"optimiser state has {sorted(state)}, expected {sorted(own)}")
+        for name, tensor in own.items():
+            tensor.copy_(state[name])

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import mse_loss
 
 from levelhead.actions.head import ActionHead, Evaluation
 from levelhead.initialization import orthogonal
@@ -55,11 +56,12 @@ class GaussianHead(ActionHead):
 
     def evaluate(self, features: Tensor, action: Tensor) -> Evaluation:
         mean = self.linear(features)
-        # The free log-std is one per dimension: its terms are summed once, not per sample.
-        deviation = (action - mean) * (-self.log_std).exp()
+        # The log-std is the same in every row: its terms are summed once, and one product weighs all squares.
+        precision = (-2 * self.log_std).exp()
         total_log_std = self.log_std.sum()
         dimensions = mean.shape[-1]
-        log_prob = -0.5 * deviation.square().sum(-1) - (total_log_std + dimensions * LOG_SQRT_2PI)
+        squares = mse_loss(mean, action, reduction="none") @ precision
+        log_prob = -0.5 * squares - (total_log_std + dimensions * LOG_SQRT_2PI)
         entropy = (total_log_std + dimensions * (0.5 + LOG_SQRT_2PI)).expand_as(log_prob)
         return Evaluation(log_prob, entropy, GaussianParameters(mean, self.log_std.expand_as(mean)))
 

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.nn.functional import mse_loss
 
 
 def value_loss(z: Tensor, y: Tensor, old: Tensor | None = None, clip: float | Tensor | None = None) -> Tensor:
@@ -20,7 +21,7 @@ def value_loss(z: Tensor, y: Tensor, old: Tensor | None = None, clip: float | Te
         raise ValueError(f"value, target and old value must have one shape, not {shapes}")
     if (old is None) != (clip is None):
         raise ValueError("value clipping needs both the old values and the clip width")
-    loss = (z - y).square()
+    loss = mse_loss(z, y, reduction="none")
     if old is None or clip is None:
         return loss
-    return torch.maximum(loss, (old + (z - old).clamp(-clip, clip) - y).square())
+    return torch.maximum(loss, mse_loss(old + (z - old).clamp(-clip, clip), y, reduction="none"))

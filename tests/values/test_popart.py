@@ -1,0 +1,185 @@
+"""PopArt preserves outputs at every update; the other heads do what the table of the family says."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.testing import assert_close
+
+from levelhead.values import LinearValueHead, PopArtValueHead, RunningNormHead, ValueNormHead
+
+D, K = 4, 3
+law = settings(deadline=None, max_examples=60)
+seeds = st.integers(0, 2**32 - 1)
+every_rival = pytest.mark.parametrize("kind", [LinearValueHead, ValueNormHead, RunningNormHead])
+
+
+def randomized(kind, output_dim=K, **options):
+    """A head that was never updated, with a random layer."""
+    head = kind(D, output_dim, **{"dtype": torch.float64, **options})
+    torch.nn.init.normal_(head.linear.weight)
+    torch.nn.init.normal_(head.linear.bias)
+    return head
+
+
+def layer(head):
+    return head.linear.weight.detach().clone(), head.linear.bias.detach().clone()
+
+
+@st.composite
+def updates(draw):
+    """Keyword arguments of `update` for K outputs, at any scale and shift, with or without tasks, masks and weights."""
+    torch.manual_seed(draw(seeds))
+    rows, scale, shift = draw(st.integers(1, 5)), 10.0 ** draw(st.integers(-12, 12)), draw(st.sampled_from([0, 1, 100]))
+    task = draw(st.booleans())
+    shape = (rows,) if task else (rows, K)
+    batch = {"targets": scale * (torch.randn(shape, dtype=torch.float64) + shift)}
+    if task:
+        batch["task"] = torch.randint(K, shape)
+    if draw(st.booleans()):
+        batch["mask"] = torch.rand(shape) < 0.7
+    if draw(st.booleans()):
+        batch["weights"] = torch.rand(rows)
+    return batch
+
+
+histories = st.lists(st.tuples(st.sampled_from([0.0, 0.5, 0.98]), updates()), min_size=1, max_size=5)
+
+
+def sizes(head, x):
+    """What rounding errors of the head's outputs are proportional to, per output."""
+    weight, bias = (parameter.abs() for parameter in layer(head))
+    return (head.std * (x.abs() @ weight.T + bias) + head.mean.abs()).amax(0)
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 1e-3])
+@law
+@given(histories, seeds)
+def test_every_update_preserves_every_output_the_first_included(epsilon, history, seed):
+    torch.manual_seed(seed)
+    head, x = randomized(PopArtValueHead, epsilon=epsilon), torch.randn(7, D, dtype=torch.float64)
+    for beta, batch in history:
+        head.beta = beta
+        before, size = head(x), sizes(head, x)
+        head.update(**batch)
+        error = (head(x) - before).abs().amax(0)
+        assert (error <= 1e-13 * (size + sizes(head, x))).all()
+
+
+@law
+@given(updates(), updates(), seeds)
+def test_the_layer_is_rewritten_by_the_law(first, second, seed):
+    torch.manual_seed(seed)
+    head = randomized(PopArtValueHead)
+    head.update(**first)
+    (weight, bias), m, s = layer(head), head.mean.clone(), head.std.clone()
+    head.update(**second)
+    assert_close(head.linear.weight, weight * (s / head.std)[:, None], rtol=1e-12, atol=0)
+    assert_close(
+        head.linear.bias * head.std + head.mean, s * bias + m, rtol=1e-9, atol=1e-9 * (s + m.abs()).max().item()
+    )
+
+
+@law
+@given(updates())
+def test_a_new_head_still_predicts_0_after_its_first_update(batch):
+    head = PopArtValueHead(D, K, dtype=torch.float64)
+    head.update(**batch)
+    assert not head.linear.weight.any()
+    assert (head(torch.randn(5, D).double()).abs() <= 1e-15 * head.mean.abs()).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_outputs_are_preserved_as_well_as_the_dtype_of_the_layer_can(dtype):
+    torch.manual_seed(0)
+    head, x = randomized(PopArtValueHead, dtype=dtype), torch.randn(7, D).to(dtype)
+    head.update(torch.randn(9, K) + 1)
+    for scale in (1.0, 10.0, 100.0):
+        before = head(x)
+        head.update(scale * torch.randn(9, K))
+        assert ((head(x) - before).abs() <= 16 * torch.finfo(dtype).eps * sizes(head, x)).all()
+
+
+@pytest.mark.parametrize("kind", [PopArtValueHead, RunningNormHead, ValueNormHead])
+@law
+@given(histories, seeds)
+def test_adoption_moves_statistics_as_update_does_and_leaves_the_layer(kind, history, seed):
+    torch.manual_seed(seed)
+    adopting, updating = randomized(kind), randomized(kind)
+    before = layer(adopting)
+    for beta, batch in history:
+        adopting.beta = updating.beta = beta
+        adopting.adopt(**batch)
+        updating.update(**batch)
+    assert_close(layer(adopting), before, rtol=0, atol=0)
+    for name in ("mean", "var", "std", "count", "retained", "scaled"):
+        assert torch.equal(adopting.get_buffer(name), updating.get_buffer(name))
+
+
+def test_observe_adopts_until_an_output_has_had_a_real_spread_and_preserves_from_then_on():
+    torch.manual_seed(0)
+    head, x = randomized(PopArtValueHead, 2), torch.randn(7, D, dtype=torch.float64)
+    ramp, flat, constant = torch.arange(4.0), torch.zeros(4), torch.full((4,), 9.0)
+    preserved = [
+        (ramp, flat, (False, False)),  # an output adopts the batch that brings its first spread
+        (constant, constant, (True, False)),  # a spread once seen is enough
+        (ramp * 50, ramp * 1e-3, (True, False)),
+        (ramp + 7, ramp - 1e6, (True, True)),
+    ]
+    for *columns, expected in preserved:
+        values, before = head(x), layer(head)
+        assert head.observe(torch.stack(columns, 1)).all()
+        for k, kept in enumerate(expected):
+            if kept:
+                assert_close(head(x)[:, k], values[:, k], rtol=0, atol=1e-12 * sizes(head, x)[k].item())
+                assert not torch.equal(head.linear.bias[k], before[1][k])
+            else:
+                assert torch.equal(head.linear.weight[k], before[0][k])
+                assert torch.equal(head.linear.bias[k], before[1][k])
+
+
+@every_rival
+@law
+@given(histories, seeds)
+def test_no_other_head_rewrites_its_layer(kind, history, seed):
+    torch.manual_seed(seed)
+    head = randomized(kind)
+    before = layer(head)
+    for _, batch in history:
+        head.update(**batch)
+        head.observe(**batch)
+    assert_close(layer(head), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kind", [PopArtValueHead, RunningNormHead, ValueNormHead, LinearValueHead])
+def test_the_layer_predicts_on_the_axis_of_the_table(kind):
+    torch.manual_seed(0)
+    head, x = randomized(kind), torch.randn(7, D, dtype=torch.float64)
+    head.update(30 * torch.randn(9, K) + 100)
+    output = head.linear(x)
+    raw = kind in (LinearValueHead, ValueNormHead)
+    assert torch.equal(head(x), output if raw else head.std * output + head.mean)
+    standardised = kind is ValueNormHead
+    assert_close(head.forward_normalized(x), (output - head.mean) / head.std if standardised else output)
+
+
+def test_a_running_norm_lets_outputs_jump_and_value_norm_does_not():
+    torch.manual_seed(0)
+    x = torch.randn(7, D, dtype=torch.float64)
+    for kind, jumps in ((RunningNormHead, True), (ValueNormHead, False)):
+        head = randomized(kind)
+        before = head(x)
+        head.update(30 * torch.randn(9, K) + 100)
+        assert torch.equal(head(x), before) != jumps
+
+
+@pytest.mark.parametrize(("kind", "power"), [(LinearValueHead, 0), (ValueNormHead, 2), (PopArtValueHead, 1)])
+def test_gradients_of_the_layer_shrink_by_the_std_to_this_power(kind, power):
+    torch.manual_seed(0)
+    head, x, y = kind(D, dtype=torch.float64), torch.randn(9, D).double(), torch.randn(9).double()
+    head.update(1000 * y)
+    z = head.forward_normalized(x)[:, 0]
+    gradient = torch.autograd.grad(head.loss(x, y).sum(), head.linear.weight)[0][0]
+    residual = (head(x)[:, 0] - y).detach()
+    assert_close(gradient, (2 * residual / head.std**power) @ x, rtol=1e-9, atol=1e-12)
+    assert z.shape == y.shape
