@@ -1,1 +1,101 @@
-"""levelhead"""
+"""levelhead: PPO whose value function stays level at any reward scale, and the value heads that make it so."""
+
+import importlib
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from levelhead.actions import ActionHead as ActionHead
+    from levelhead.actions import CategoricalHead as CategoricalHead
+    from levelhead.actions import GaussianHead as GaussianHead
+    from levelhead.api import Run as Run
+    from levelhead.api import evaluate as evaluate
+    from levelhead.api import load_policy as load_policy
+    from levelhead.api import resume as resume
+    from levelhead.api import train as train
+    from levelhead.config import Config as Config
+    from levelhead.config import EnvConfig as EnvConfig
+    from levelhead.config import GroupConfig as GroupConfig
+    from levelhead.config import HeadConfig as HeadConfig
+    from levelhead.config import NetworkConfig as NetworkConfig
+    from levelhead.config import OptimizerConfig as OptimizerConfig
+    from levelhead.config import PPOConfig as PPOConfig
+    from levelhead.envs import GymnasiumVecEnv as GymnasiumVecEnv
+    from levelhead.envs import Step as Step
+    from levelhead.envs import VecEnv as VecEnv
+    from levelhead.errors import CheckpointError as CheckpointError
+    from levelhead.errors import ConfigError as ConfigError
+    from levelhead.errors import LevelheadError as LevelheadError
+    from levelhead.errors import TrainingFault as TrainingFault
+    from levelhead.evaluate import Report as Report
+    from levelhead.losses import clip_surrogate as clip_surrogate
+    from levelhead.networks import Network as Network
+    from levelhead.networks import Policy as Policy
+    from levelhead.numerics import explained_variance as explained_variance
+    from levelhead.numerics import local as local
+    from levelhead.objectives import ClipObjective as ClipObjective
+    from levelhead.objectives import Objective as Objective
+    from levelhead.presets import preset as preset
+    from levelhead.returns import gae as gae
+    from levelhead.schedules import Schedule as Schedule
+    from levelhead.trainer import Iteration as Iteration
+    from levelhead.trainer import Trainer as Trainer
+    from levelhead.values import LinearValueHead as LinearValueHead
+    from levelhead.values import PopArtValueHead as PopArtValueHead
+    from levelhead.values import RunningNormHead as RunningNormHead
+    from levelhead.values import ValueHead as ValueHead
+    from levelhead.values import ValueNormalizer as ValueNormalizer
+    from levelhead.values import ValueNormHead as ValueNormHead
+    from levelhead.values import value_loss as value_loss
+
+__version__ = version("levelhead")
+
+_HOME = {
+    "levelhead.actions": ("ActionHead", "CategoricalHead", "GaussianHead"),
+    "levelhead.api": ("Run", "evaluate", "load_policy", "resume", "train"),
+    "levelhead.config": (
+        "Config",
+        "EnvConfig",
+        "GroupConfig",
+        "HeadConfig",
+        "NetworkConfig",
+        "OptimizerConfig",
+        "PPOConfig",
+    ),
+    "levelhead.envs": ("GymnasiumVecEnv", "Step", "VecEnv"),
+    "levelhead.errors": ("CheckpointError", "ConfigError", "LevelheadError", "TrainingFault"),
+    "levelhead.evaluate": ("Report",),
+    "levelhead.losses": ("clip_surrogate",),
+    "levelhead.networks": ("Network", "Policy"),
+    "levelhead.numerics": ("explained_variance", "local"),
+    "levelhead.objectives": ("ClipObjective", "Objective"),
+    "levelhead.presets": ("preset",),
+    "levelhead.returns": ("gae",),
+    "levelhead.schedules": ("Schedule",),
+    "levelhead.trainer": ("Iteration", "Trainer"),
+    "levelhead.values": (
+        "LinearValueHead",
+        "PopArtValueHead",
+        "RunningNormHead",
+        "ValueHead",
+        "ValueNormHead",
+        "ValueNormalizer",
+        "value_loss",
+    ),
+}
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = ["__version__", *_MODULE_OF]  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded on first use: someone who wants a value head does not wait for environments and writers.
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'levelhead' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_MODULE_OF[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

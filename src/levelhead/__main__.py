@@ -1,0 +1,3 @@
+from levelhead.cli import main
+
+main()

@@ -1,0 +1,322 @@
+"""The front door: train, resume, evaluate and load, from Python."""
+
+import importlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import gymnasium as gym
+import torch
+from gymnasium.vector import VectorEnv
+from rich.console import Console
+
+from levelhead import checkpoint, rundir
+from levelhead.build import build_policy, build_trainer
+from levelhead.config import Config, Device, ValueKind
+from levelhead.envs import GymnasiumVecEnv, VecEnv, make_gymnasium
+from levelhead.errors import CheckpointError, ConfigError, TrainingFault
+from levelhead.evaluate import Report, run_episodes
+from levelhead.networks import Network, Policy
+from levelhead.objectives import Objective
+from levelhead.presets import preset
+from levelhead.rundir import RunInfo
+from levelhead.trainer import Iteration, Trainer
+from levelhead.values import ValueHead
+from levelhead.writers import ConsoleWriter, JsonlWriter, TensorBoardWriter, Writer
+
+AnyEnv = str | Callable[[], gym.Env[Any, Any]] | VectorEnv[Any, Any, Any] | VecEnv
+
+
+@dataclass(frozen=True)
+class Run:
+    """What training leaves behind."""
+
+    directory: Path
+    policy: Policy
+    config: Config
+    step: int
+    """Environment steps taken."""
+    interrupted: bool
+    """Whether a signal ended training early; everything was saved."""
+
+
+def train(
+    env: AnyEnv,
+    *,
+    config: Config | None = None,
+    total_steps: int | None = None,
+    seed: int | None = None,
+    value: ValueKind | ValueHead | None = None,
+    num_envs: int | None = None,
+    reward_scale: float | None = None,
+    run_dir: str | Path | None = None,
+    device: Device | None = None,
+    network: Network | None = None,
+    objective: Objective | None = None,
+    console: Console | None = None,
+) -> Run:
+    """Trains a policy with PPO and writes a run directory.
+
+    Args:
+        env: id in Gymnasium's registry, a function that makes an environment, a Gymnasium vector environment, or a
+            `VecEnv`.
+        config: everything; the preset for the environment where not given. The arguments below override it.
+        total_steps: environment steps, rounded up to whole iterations.
+        seed: decides every random number of the run.
+        value: name of a value head, or one that reads the critic's features.
+        num_envs: environments stepped side by side.
+        reward_scale: multiplies every reward that the learner sees.
+        run_dir: where to write; runs/<env>/<UTC time>-s<seed> where not given.
+        device: `auto`, `cpu` or `cuda`.
+        network: torsos of your own.
+        objective: an objective of your own.
+        console: where progress is shown; None for silence.
+
+    Raises:
+        ConfigError: a setting or a combination that cannot work; nothing has been written or run.
+        TrainingFault: something was not finite; the state from before is saved.
+    """
+    name = env if isinstance(env, str) else getattr(env, "__name__", type(env).__name__)
+    given = {
+        "total_steps": total_steps,
+        "seed": seed,
+        "value": value if isinstance(value, str) else None,
+        "num_envs": env.num_envs if isinstance(env, VectorEnv | VecEnv) else num_envs,
+        "reward_scale": reward_scale,
+        "run_dir": None if run_dir is None else Path(run_dir),
+        "device": device,
+    }
+    config = replace(config or preset(name), env_id=name, **{k: v for k, v in given.items() if v is not None})
+    head = value if isinstance(value, ValueHead) else None
+    parts = {"env": None if isinstance(env, str) else env, "network": network, "value": head, "objective": objective}
+    _prepare(config)
+    vec = _open(env, config)
+    try:
+        policy = build_policy(config, vec.observation_space, vec.action_space, network, head)
+        trainer = build_trainer(config, vec, policy, objective)
+        custom = tuple(part for part, x in parts.items() if x is not None)
+        directory = rundir.create(config)
+        rundir.write_info(directory, RunInfo(config, vec.observation_space, vec.action_space, custom))
+        return _run(trainer, config, directory, env, console)
+    finally:
+        vec.close()
+
+
+def resume(
+    run: str | Path,
+    *,
+    total_steps: int | None = None,
+    env: AnyEnv | None = None,
+    network: Network | None = None,
+    value: ValueHead | None = None,
+    objective: Objective | None = None,
+    console: Console | None = None,
+) -> Run:
+    """Continues a run from its last checkpoint, or from the given one, in the same directory.
+
+    A run that is resumed ends with the same parameters as one that was never interrupted, if it stopped between two
+    checkpoints that were due.
+
+    Args:
+        run: run directory, checkpoint in one, or `latest`.
+        total_steps: a new end; schedules stretch to it.
+        env, network, value, objective: what was handed over as objects when the run began.
+        console: where progress is shown; None for silence.
+
+    Raises:
+        ConfigError: no run there, an object is missing, or nothing is left to do.
+        CheckpointError: the checkpoint is missing or damaged.
+    """
+    source = checkpoint.resolve(rundir.find(run))
+    directory = source.parent.parent
+    info = rundir.read_info(directory)
+    config = info.config if total_steps is None else replace(info.config, total_steps=total_steps)
+    parts = {"env": env, "network": network, "value": value, "objective": objective}
+    _require_parts(info, parts)
+    tensors, state = checkpoint.load(source)
+    if state["step"] >= config.total_steps:
+        raise ConfigError(f"{source} has taken {state['step']} of {config.total_steps} steps: give more total steps")
+    _prepare(config)
+    environment = config.env_id if env is None else env
+    vec = _open(environment, config)
+    try:
+        policy = build_policy(config, vec.observation_space, vec.action_space, network, value)
+        trainer = build_trainer(config, vec, policy, objective)
+        _restore(trainer, tensors, state, source)
+        rundir.write_info(directory, replace(info, config=config))
+        return _run(trainer, config, directory, environment, console)
+    finally:
+        vec.close()
+
+
+def evaluate(
+    policy: Policy, env: AnyEnv, episodes: int = 10, seed: int = 0, env_kwargs: dict[str, Any] | None = None
+) -> Report:
+    """Plays whole episodes greedily; changes nothing in the policy.
+
+    Args:
+        policy: who plays.
+        env: as for `train`.
+        episodes: how many.
+        seed: of the environments.
+        env_kwargs: for the constructor of an environment given by id.
+
+    Raises:
+        ConfigError: `episodes` is below 1, or the environment's observations don't fit the policy.
+    """
+    if episodes < 1:
+        raise ConfigError(f"episodes is {episodes}; accepted: at least 1")
+    vec = _open(env, None, min(episodes, 8), env_kwargs)
+    if vec.observation_space.shape != policy.observation_shape:
+        raise ConfigError(f"{env} observes {vec.observation_space.shape}, the policy {policy.observation_shape}")
+    try:
+        return run_episodes(policy, vec, episodes, seed)
+    finally:
+        if vec is not env:
+            vec.close()
+
+
+def load_policy(
+    run: str | Path, *, network: Network | None = None, value: ValueHead | None = None, device: Device = "cpu"
+) -> Policy:
+    """The policy of a run's last checkpoint, or of the given one, in evaluation mode.
+
+    Args:
+        run: run directory, checkpoint in one, or `latest`.
+        network, value: what was handed over as objects when the run began.
+        device: where to put it.
+
+    Raises:
+        ConfigError: no run there, or an object is missing.
+        CheckpointError: the checkpoint is missing or damaged.
+    """
+    source = checkpoint.resolve(rundir.find(run))
+    info = rundir.read_info(source.parent.parent)
+    needed = replace(info, custom=tuple(part for part in info.custom if part in ("network", "value")))
+    _require_parts(needed, {"network": network, "value": value})
+    tensors, _ = checkpoint.load(source)
+    config = replace(info.config, device=device)
+    policy = build_policy(config, info.observation_space, info.action_space, network, value)
+    _load_parameters(policy, tensors, source)
+    return policy.eval()
+
+
+def run_directory(run: str | Path) -> Path:
+    """The run directory that a run, a checkpoint in it, or `latest` means."""
+    return checkpoint.resolve(rundir.find(run)).parent.parent
+
+
+# -- behind the door ---------------------------------------------------------------------------------------------
+
+
+def _prepare(config: Config) -> None:
+    for module in config.imports:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise ConfigError(f"cannot import {module}: {error}") from error
+    if config.threads:
+        torch.set_num_threads(config.threads)
+
+
+def _open(
+    env: AnyEnv, config: Config | None, num_envs: int | None = None, kwargs: dict[str, Any] | None = None
+) -> VecEnv:
+    """The environments that `env` stands for."""
+    if isinstance(env, VecEnv):
+        return env
+    if isinstance(env, VectorEnv):
+        return GymnasiumVecEnv(env)
+    if config is not None:
+        num_envs, kwargs = config.num_envs, config.env.kwargs
+    assert num_envs is not None
+    return make_gymnasium(env, num_envs, kwargs)
+
+
+def _require_parts(info: RunInfo, parts: dict[str, object]) -> None:
+    missing = [part for part in info.custom if parts.get(part) is None]
+    if missing:
+        raise ConfigError(f"this run was made with objects that its config cannot rebuild; pass {', '.join(missing)}=")
+
+
+def _run(trainer: Trainer, config: Config, directory: Path, env: AnyEnv, console: Console | None) -> Run:
+    """The loop around the trainer: writers, checkpoints, evaluation, interruption."""
+    writers: list[Writer] = [JsonlWriter(directory / rundir.METRICS, trainer.iteration), TensorBoardWriter(directory / "tb")]
+    if console is not None:
+        writers.append(ConsoleWriter(config.total_steps, console))
+    every = config.total_steps // 10 if config.checkpoint_every is None else config.checkpoint_every
+    with _interruption() as interrupted:
+        try:
+            for iteration in trainer:
+                if _due(iteration, config.eval_every, trainer, config):
+                    report = evaluate(trainer.policy, env, config.eval_episodes, config.seed, config.env.kwargs)
+                    iteration.metrics["eval/mean_return"] = report.mean_return
+                for writer in writers:
+                    writer.write(iteration)
+                stop = interrupted.is_set()
+                if trainer.done or stop or _due(iteration, every, trainer, config):
+                    _save(trainer, directory)
+                    trainer.restart_episodes()
+                if stop:
+                    break
+        except TrainingFault as fault:
+            raise TrainingFault(f"{fault}; state saved as {_save(trainer, directory)}") from fault
+        finally:
+            for writer in writers:
+                writer.close()
+    return Run(directory, trainer.policy, config, trainer.step, interrupted=not trainer.done)
+
+
+def _due(iteration: Iteration, every: int, trainer: Trainer, config: Config) -> bool:
+    """Whether a multiple of `every` steps was passed in this iteration."""
+    before = iteration.step - config.num_envs * config.num_steps
+    return every > 0 and iteration.step // every > before // every
+
+
+def _save(trainer: Trainer, directory: Path) -> Path:
+    state = trainer.state_dict()
+    tensors = {"policy": state["policy"], "optimizer": state["optimizer"]}
+    return checkpoint.save(directory, trainer.step, tensors, {"progress": state["progress"]})
+
+
+def _restore(trainer: Trainer, tensors: dict[str, Any], state: dict[str, Any], source: Path) -> None:
+    _load_parameters(trainer.policy, tensors, source)
+    trainer.load_state_dict({**tensors, **state})
+
+
+def _load_parameters(policy: Policy, tensors: dict[str, Any], source: Path) -> None:
+    try:
+        policy.load_state_dict(tensors["policy"])
+    except (KeyError, RuntimeError) as error:
+        raise CheckpointError(f"{source} doesn't fit the policy that its config describes: {error}") from error
+
+
+@contextmanager
+def _interruption() -> Iterator[threading.Event]:
+    """An event that SIGINT and SIGTERM set, so that the iteration under way is finished and saved.
+
+    A second signal has its usual effect at once. Outside the main thread Python delivers no signals; nothing changes
+    there.
+    """
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def handle(number: int, _: FrameType | None) -> None:
+        event.set()
+        signal.signal(number, before[signal.Signals(number)])
+
+    for number in before:
+        signal.signal(number, handle)
+    try:
+        yield event
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

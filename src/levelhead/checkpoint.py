@@ -1,0 +1,146 @@
+"""Checkpoints: a directory that is complete or absent, tensors in safetensors, the rest in JSON, all under SHA-256."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from levelhead.errors import CheckpointError
+
+MANIFEST = "manifest.json"
+STATE = "state.json"
+FORMAT = 1
+
+
+def save(run: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> Path:
+    """Writes `run/checkpoints/step-<12 digits>`, atomically: under a temporary name, synced, then renamed.
+
+    Args:
+        run: the run directory.
+        step: environment steps so far.
+        tensors: by file; each becomes `<name>.safetensors`.
+        state: JSON values.
+
+    Returns:
+        The checkpoint's directory. One of the same step that is already there is kept until the new one is complete.
+    """
+    final = run / "checkpoints" / f"step-{step:012d}"
+    partial = final.with_name(f".{final.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    files = {
+        f"{name}.safetensors": safetensors.torch.save({k: x.detach().cpu().contiguous() for k, x in group.items()})
+        for name, group in tensors.items()
+    }
+    files[STATE] = _encode({"step": step, **state})
+    hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    files[MANIFEST] = _encode({"format": FORMAT, "sha256": hashes})
+    for name, data in files.items():
+        _write_synced(partial / name, data)
+    _sync_directory(partial)
+    replaced = final.with_name(f".{final.name}.replaced")
+    shutil.rmtree(replaced, ignore_errors=True)
+    if final.exists():
+        final.rename(replaced)
+    partial.rename(final)
+    _sync_directory(final.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+    return final
+
+
+def load(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """Tensors by file, and the state, of a checkpoint directory, every file checked against the manifest first.
+
+    Raises:
+        CheckpointError: something is missing, damaged or unknown. Names the file, and the checkpoint before this one.
+    """
+    try:
+        manifest = _decode(path / MANIFEST, _read(path / MANIFEST))
+        if manifest.get("format") != FORMAT:
+            raise CheckpointError(f"{path / MANIFEST} has format {manifest.get('format')!r}; this version reads {FORMAT}")
+        hashes = manifest.get("sha256")
+        if not isinstance(hashes, dict) or STATE not in hashes:
+            raise CheckpointError(f"{path / MANIFEST} lists no {STATE}: damaged")
+        files: dict[str, bytes] = {}
+        for name, expected in hashes.items():
+            if Path(name).name != name:
+                raise CheckpointError(f"{path / MANIFEST} names a file outside its directory: {name}")
+            files[name] = _read(path / name)
+            if hashlib.sha256(files[name]).hexdigest() != expected:
+                raise CheckpointError(f"{path / name} is damaged: its SHA-256 is not the one in {MANIFEST}")
+        state = _decode(path / STATE, files.pop(STATE))
+        tensors = {name.removesuffix(".safetensors"): _tensors(path / name, data) for name, data in files.items()}
+    except CheckpointError as error:
+        before = [p for p in checkpoints(path.parent.parent) if p.name < path.name]
+        offer = f". The one before it: {before[-1]}" if before else ""
+        raise CheckpointError(f"{error}{offer}") from error
+    return tensors, state
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The complete checkpoints of a run, oldest first."""
+    return sorted(p for p in (run / "checkpoints").glob("step-*") if p.is_dir())
+
+
+def resolve(path: Path) -> Path:
+    """The checkpoint that `path` means: itself, or the last one of a run directory.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if (path / MANIFEST).exists() or path.parent.name == "checkpoints":
+        return path
+    found = checkpoints(path)
+    if not found:
+        raise CheckpointError(f"{path} is neither a checkpoint nor a run directory with checkpoints")
+    return found[-1]
+
+
+def _encode(value: Any) -> bytes:
+    return json.dumps(value, indent=1, allow_nan=False).encode()
+
+
+def _decode(path: Path, data: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(data)
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} is damaged: not a JSON object")
+    return value
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _tensors(path: Path, data: bytes) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load(data)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+
+
+def _write_synced(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

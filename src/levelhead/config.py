@@ -1,0 +1,208 @@
+"""The whole configuration of a run: frozen dataclasses that check themselves."""
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import tyro
+
+from levelhead.errors import ConfigError
+from levelhead.networks import Activation
+from levelhead.schedules import Schedule, constant
+from levelhead.trainer import AdvantageScale
+
+ValueKind = Literal["popart", "runningnorm", "valuenorm", "linear"]
+Device = Literal["auto", "cpu", "cuda"]
+
+
+def _require(name: str, value: object, holds: bool, accepted: str) -> None:
+    if not holds:
+        raise ConfigError(f"{name} is {value}; accepted: {accepted}")
+
+
+def _check_group(name: str, rate: Schedule | None, eps: float | None, max_grad_norm: float | None) -> None:
+    _require(f"{name}.learning_rate", rate, rate is None or rate.bounds[0] >= 0, "values >= 0")
+    _require(f"{name}.eps", eps, eps is None or 0 < eps < math.inf, "a positive number")
+    _require(f"{name}.max_grad_norm", max_grad_norm, max_grad_norm is None or max_grad_norm > 0, "a positive number")
+
+
+@dataclass(frozen=True)
+class EnvConfig:
+    """The environments."""
+
+    kwargs: dict[str, Any] = field(default_factory=dict[str, Any])
+    """Arguments for the environment's constructor, as JSON: '{"continuous": true}'."""
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """The policy's network."""
+
+    shared: tuple[int, ...] = ()
+    """Widths of the hidden layers that actor and critic share, from the observation up."""
+    actor: tuple[int, ...] = (64, 64)
+    """Widths of the actor's own hidden layers."""
+    critic: tuple[int, ...] = (64, 64)
+    """Widths of the critic's own hidden layers."""
+    activation: Activation = "tanh"
+    """After every hidden layer."""
+    normalize_observation: bool = False
+    """Bring every entry of the observation to mean 0 and std 1, with running statistics."""
+    log_std: float = 0.0
+    """Where the log standard deviation of continuous actions starts."""
+
+    def __post_init__(self) -> None:
+        for name in ("shared", "actor", "critic"):
+            _require(f"network.{name}", getattr(self, name), all(w >= 1 for w in getattr(self, name)), "widths >= 1")
+        _require("network.log_std", self.log_std, math.isfinite(self.log_std), "a finite number")
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """The value head."""
+
+    beta: Schedule | None = None
+    """Fraction of the old target statistics that an update keeps, in [0, 1); 0.98 where not given."""
+
+    def __post_init__(self) -> None:
+        if self.beta is not None:
+            low, high = self.beta.bounds
+            _require("head.beta", self.beta, low >= 0 and high < 1, "values in [0, 1)")
+
+
+@dataclass(frozen=True)
+class PPOConfig:
+    """The algorithm."""
+
+    gamma: float = 0.99
+    """Discount."""
+    lam: float = 0.95
+    """Lambda of generalised advantage estimation: 1 is Monte-Carlo, 0 one-step TD."""
+    epochs: int = 4
+    """Passes over each rollout."""
+    minibatches: int = 4
+    """Parts that each pass is split into."""
+    clip_range: Schedule = constant(0.2)
+    """How far the probability ratio may leave 1 before its gradient is cut off."""
+    advantage: AdvantageScale = "rollout"
+    """Advantages standardised over the rollout, divided by the value head's std, or left as they are."""
+    entropy_coef: Schedule = constant(0.0)
+    """Weight of the entropy bonus."""
+    value_coef: float = 0.5
+    """Weight of the value loss."""
+    value_clip: float | None = None
+    """How far a value may move from its old one before its gradient is cut off, on the normalised axis."""
+
+    def __post_init__(self) -> None:
+        _require("ppo.gamma", self.gamma, 0 <= self.gamma <= 1, "a value in [0, 1]")
+        _require("ppo.lam", self.lam, 0 <= self.lam <= 1, "a value in [0, 1]")
+        _require("ppo.epochs", self.epochs, self.epochs >= 1, "at least 1")
+        _require("ppo.minibatches", self.minibatches, self.minibatches >= 1, "at least 1")
+        _require("ppo.clip_range", self.clip_range, self.clip_range.bounds[0] > 0, "positive values")
+        _require("ppo.entropy_coef", self.entropy_coef, self.entropy_coef.bounds[0] >= 0, "values >= 0")
+        _require("ppo.value_coef", self.value_coef, 0 < self.value_coef < math.inf, "a positive number")
+        _require("ppo.value_clip", self.value_clip, self.value_clip is None or self.value_clip > 0, "a positive number")
+
+
+@dataclass(frozen=True)
+class GroupConfig:
+    """What one group of parameters does differently from `optimizer`; None follows it."""
+
+    learning_rate: Schedule | None = None
+    """Adam's step size."""
+    eps: float | None = None
+    """Adam's denominator offset."""
+    max_grad_norm: float | None = None
+    """Length that the group's gradient is scaled down to."""
+
+    def __post_init__(self) -> None:
+        _check_group("optimizer group", self.learning_rate, self.eps, self.max_grad_norm)
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Adam, and what differs between the groups of parameters."""
+
+    learning_rate: Schedule = constant(3e-4)
+    """Adam's step size."""
+    eps: float = 1e-5
+    """Adam's denominator offset."""
+    max_grad_norm: float = 0.5
+    """Length that each group's gradient is scaled down to, by its own norm."""
+    shared: GroupConfig = GroupConfig()
+    """The layers that actor and critic share."""
+    actor: GroupConfig = GroupConfig()
+    """The actor's own layers and the action head."""
+    critic: GroupConfig = GroupConfig()
+    """The critic's own layers and the value head."""
+
+    def __post_init__(self) -> None:
+        _check_group("optimizer", self.learning_rate, self.eps, self.max_grad_norm)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides how a run goes. The same config, code and machine give the same run."""
+
+    env_id: tyro.conf.Positional[str]
+    """Id in Gymnasium's registry."""
+    total_steps: int = 100_000
+    """Environment steps, rounded up to whole iterations."""
+    seed: int = 1
+    """Decides every random number of the run."""
+    value: ValueKind = "popart"
+    """How the critic is kept level with the scale of the returns."""
+    num_envs: int = 8
+    """Environments stepped side by side."""
+    num_steps: int = 128
+    """Steps of each environment per rollout."""
+    reward_scale: float = 1.0
+    """Multiplies every reward that the learner sees; logged returns stay in the environment's own units."""
+    device: Device = "auto"
+    """Where networks live; auto takes a GPU if there is one."""
+    threads: int = 1
+    """CPU threads of torch; at the usual sizes a second one hurts. 0 leaves torch's own choice."""
+    run_dir: Path | None = None
+    """Where the run is written; runs/<env>/<UTC time>-s<seed> where not given."""
+    eval_every: int = 0
+    """Environment steps between greedy evaluations on separate environments; 0 for none."""
+    eval_episodes: int = 10
+    """Episodes of each evaluation."""
+    checkpoint_every: int | None = None
+    """Environment steps between checkpoints; a tenth of the run where not given, 0 for the last one alone."""
+    imports: Annotated[tuple[str, ...], tyro.conf.arg(name="import")] = ()
+    """Modules to import first: the way to register environments of your own."""
+    env: EnvConfig = EnvConfig()
+    network: NetworkConfig = NetworkConfig()
+    head: HeadConfig = HeadConfig()
+    ppo: PPOConfig = PPOConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+
+    def __post_init__(self) -> None:
+        for name in ("total_steps", "num_envs", "num_steps", "eval_episodes"):
+            _require(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
+        for name in ("seed", "threads", "eval_every"):
+            _require(name, getattr(self, name), getattr(self, name) >= 0, "0 or more")
+        every = self.checkpoint_every
+        _require("checkpoint_every", every, every is None or every >= 0, "0 or more")
+        scale = self.reward_scale
+        _require("reward_scale", scale, math.isfinite(scale) and scale > 0, "a positive number")
+        for name, kind in (("value", ValueKind), ("device", Device)):
+            _require(name, getattr(self, name), getattr(self, name) in get_args(kind), f"one of {get_args(kind)}")
+        rows = self.num_envs * self.num_steps
+        _require("ppo.minibatches", self.ppo.minibatches, self.ppo.minibatches <= rows, f"at most {rows}, one row each")
+        if self.value == "linear" and self.head.beta is not None:
+            raise ConfigError("head.beta has nothing to act on: the value head 'linear' keeps no statistics")
+        if self.value == "linear" and self.ppo.advantage == "head":
+            raise ConfigError("ppo.advantage 'head' needs a value head with statistics, and 'linear' keeps none")
+        if self.optimizer.shared != GroupConfig() and not self.network.shared:
+            raise ConfigError("optimizer.shared has nothing to act on: network.shared has no layers")
+
+    @property
+    def scale_promise(self) -> str:
+        """What a change of the reward's scale does to this run, in a sentence."""
+        if self.value in ("popart", "runningnorm") and self.ppo.advantage != "none":
+            return "rewards times any power of two train the same policy, bit for bit"
+        outside = f"the value head {self.value!r}" if self.ppo.advantage != "none" else "unscaled advantages"
+        return f"the outcome depends on the reward's scale: {outside} is outside the promise"

@@ -1,0 +1,34 @@
+"""Hyperparameters for environments where the generic defaults fall short."""
+
+from dataclasses import replace
+
+from levelhead.config import Config, NetworkConfig, OptimizerConfig, PPOConfig
+from levelhead.schedules import Schedule, constant
+
+MUJOCO = ("Ant", "HalfCheetah", "Hopper", "Humanoid", "HumanoidStandup", "InvertedDoublePendulum",
+          "InvertedPendulum", "Pusher", "Reacher", "Swimmer", "Walker2d")  # fmt: skip
+
+
+def preset(env_id: str) -> Config:
+    """The config to start from for an environment."""
+    base = Config(env_id)
+    name, _, _ = env_id.rpartition("-v")
+    match name:
+        case "CartPole":
+            return replace(
+                base,
+                total_steps=100_000,
+                num_steps=128,
+                optimizer=OptimizerConfig(learning_rate=Schedule(1e-3, 0.0)),
+            )
+        case _ if name in MUJOCO:
+            return replace(
+                base,
+                total_steps=1_000_000,
+                num_steps=256,
+                network=NetworkConfig(normalize_observation=True),
+                ppo=PPOConfig(epochs=10, minibatches=32),
+                optimizer=OptimizerConfig(learning_rate=Schedule(3e-4, 0.0)),
+            )
+        case _:
+            return base

@@ -1,0 +1,123 @@
+"""The run directory: what is in it, and how to find one."""
+
+import json
+import platform
+import subprocess
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+
+from levelhead import spaces
+from levelhead.config import Config
+from levelhead.errors import ConfigError
+from levelhead.serialize import from_json, to_json
+
+ROOT = Path("runs")
+CONFIG = "config.json"
+METRICS = "metrics.jsonl"
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What `config.json` says of a run."""
+
+    config: Config
+    observation_space: gym.Space[Any]
+    action_space: gym.Space[Any]
+    custom: tuple[str, ...]
+    """Parts that were handed over as objects, which no config can rebuild: `env`, `network`, `value`, `objective`."""
+
+
+def create(config: Config) -> Path:
+    """A new, empty run directory.
+
+    Raises:
+        ConfigError: the one that the config names holds something already.
+    """
+    if config.run_dir is not None:
+        if config.run_dir.exists() and (not config.run_dir.is_dir() or any(config.run_dir.iterdir())):
+            raise ConfigError(f"run_dir {config.run_dir} is not empty; accepted: a new or an empty directory")
+        config.run_dir.mkdir(parents=True, exist_ok=True)
+        return config.run_dir
+    stem = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-s{config.seed}"
+    parent = ROOT / config.env_id.replace("/", "_")
+    for attempt in range(1000):
+        path = parent / (f"{stem}-{attempt}" if attempt else stem)
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return path
+    raise ConfigError(f"no free name for a run in {parent}")
+
+
+def write_info(directory: Path, info: RunInfo) -> None:
+    """Writes `config.json`, with the versions that the run was made with."""
+    document = {
+        "config": to_json(info.config),
+        "observation_space": spaces.to_json(info.observation_space),
+        "action_space": spaces.to_json(info.action_space),
+        "custom": list(info.custom),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("levelhead", "torch", "gymnasium", "numpy")},
+        },
+        "git_commit": _git_commit(),
+    }
+    (directory / CONFIG).write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
+
+
+def read_info(directory: Path) -> RunInfo:
+    """What `config.json` says.
+
+    Raises:
+        ConfigError: the directory is no run, or the file is damaged.
+    """
+    path = directory / CONFIG
+    try:
+        document = json.loads(path.read_text())
+        return RunInfo(
+            from_json(Config, document["config"], str(path)),
+            spaces.from_json(document["observation_space"]),
+            spaces.from_json(document["action_space"]),
+            tuple(document["custom"]),
+        )
+    except OSError as error:
+        raise ConfigError(f"{directory} is not a run directory: {CONFIG} cannot be read ({error.strerror})") from error
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ConfigError(f"{path} is damaged: {error!r}") from error
+
+
+def all_runs() -> list[Path]:
+    """Every run under `runs/`, the newest last."""
+    return [p.parent for p in sorted(ROOT.glob(f"*/*/{CONFIG}"), key=lambda p: p.stat().st_mtime_ns)]
+
+
+def find(name: str | Path) -> Path:
+    """The run directory that `name` means: a path, or `latest`.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if str(name) != "latest":
+        path = Path(name)
+        if not path.exists():
+            raise ConfigError(f"{path} doesn't exist; accepted: a run directory, a checkpoint in one, or 'latest'")
+        return path
+    runs = all_runs()
+    if not runs:
+        raise ConfigError(f"there is no run under {ROOT.resolve()} yet")
+    return runs[-1]
+
+
+def _git_commit() -> str | None:
+    """The commit of the working directory's repository, if it is one."""
+    try:
+        done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=5)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
