@@ -3,7 +3,7 @@
 import importlib
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -238,7 +238,7 @@ def _open(
     return make_gymnasium(env, num_envs, kwargs)
 
 
-def _require_parts(info: RunInfo, parts: dict[str, object]) -> None:
+def _require_parts(info: RunInfo, parts: Mapping[str, object]) -> None:
     missing = [part for part in info.custom if parts.get(part) is None]
     if missing:
         raise ConfigError(f"this run was made with objects that its config cannot rebuild; pass {', '.join(missing)}=")
@@ -246,20 +246,23 @@ def _require_parts(info: RunInfo, parts: dict[str, object]) -> None:
 
 def _run(trainer: Trainer, config: Config, directory: Path, env: AnyEnv, console: Console | None) -> Run:
     """The loop around the trainer: writers, checkpoints, evaluation, interruption."""
-    writers: list[Writer] = [JsonlWriter(directory / rundir.METRICS, trainer.iteration), TensorBoardWriter(directory / "tb")]
+    writers: list[Writer] = [
+        JsonlWriter(directory / rundir.METRICS, trainer.iteration),
+        TensorBoardWriter(directory / "tb"),
+    ]
     if console is not None:
         writers.append(ConsoleWriter(config.total_steps, console))
     every = config.total_steps // 10 if config.checkpoint_every is None else config.checkpoint_every
     with _interruption() as interrupted:
         try:
             for iteration in trainer:
-                if _due(iteration, config.eval_every, trainer, config):
+                if _due(iteration, config.eval_every):
                     report = evaluate(trainer.policy, env, config.eval_episodes, config.seed, config.env.kwargs)
                     iteration.metrics["eval/mean_return"] = report.mean_return
                 for writer in writers:
                     writer.write(iteration)
                 stop = interrupted.is_set()
-                if trainer.done or stop or _due(iteration, every, trainer, config):
+                if trainer.done or stop or _due(iteration, every):
                     _save(trainer, directory)
                     trainer.restart_episodes()
                 if stop:
@@ -272,10 +275,9 @@ def _run(trainer: Trainer, config: Config, directory: Path, env: AnyEnv, console
     return Run(directory, trainer.policy, config, trainer.step, interrupted=not trainer.done)
 
 
-def _due(iteration: Iteration, every: int, trainer: Trainer, config: Config) -> bool:
+def _due(iteration: Iteration, every: int) -> bool:
     """Whether a multiple of `every` steps was passed in this iteration."""
-    before = iteration.step - config.num_envs * config.num_steps
-    return every > 0 and iteration.step // every > before // every
+    return every > 0 and iteration.step // every > (iteration.step - iteration.steps) // every
 
 
 def _save(trainer: Trainer, directory: Path) -> Path:
@@ -297,7 +299,7 @@ def _load_parameters(policy: Policy, tensors: dict[str, Any], source: Path) -> N
 
 
 @contextmanager
-def _interruption() -> Iterator[threading.Event]:
+def _interruption() -> Generator[threading.Event]:
     """An event that SIGINT and SIGTERM set, so that the iteration under way is finished and saved.
 
     A second signal has its usual effect at once. Outside the main thread Python delivers no signals; nothing changes

@@ -64,7 +64,9 @@ def load(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     try:
         manifest = _decode(path / MANIFEST, _read(path / MANIFEST))
         if manifest.get("format") != FORMAT:
-            raise CheckpointError(f"{path / MANIFEST} has format {manifest.get('format')!r}; this version reads {FORMAT}")
+            raise CheckpointError(
+                f"{path / MANIFEST} has format {manifest.get('format')!r}; this version reads {FORMAT}"
+            )
         hashes = manifest.get("sha256")
         if not isinstance(hashes, dict) or STATE not in hashes:
             raise CheckpointError(f"{path / MANIFEST} lists no {STATE}: damaged")

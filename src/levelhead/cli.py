@@ -24,7 +24,8 @@ USAGE = """usage: levelhead COMMAND ...
   list             the runs under runs/, with their last scores
 
 RUN is a run directory, a checkpoint in one, or 'latest'.
-`levelhead COMMAND --help` lists the options of a command; for train, after an ENV_ID, with that environment's presets."""
+`levelhead COMMAND --help` lists the options of a command; `levelhead train ENV_ID --help` with that environment's
+presets."""
 
 DONE, FAULT, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -112,7 +113,9 @@ def _train(arguments: list[str], console: Console) -> int:
     else:
         raise ConfigError("train needs an environment's id first: levelhead train CartPole-v1 [OPTIONS]")
     config = _parse(Config, "train", arguments, default)
-    console.print(f"{config.env_id}, value head {config.value}: {config.scale_promise}", soft_wrap=True, highlight=False)
+    console.print(
+        f"{config.env_id}, value head {config.value}: {config.scale_promise}", soft_wrap=True, highlight=False
+    )
     return _finish(api.train(config.env_id, config=config, console=console), console)
 
 

@@ -49,8 +49,7 @@ class Collector:
 
     def reset(self, iteration: int) -> None:
         """Starts new episodes everywhere, seeded by the iteration they start in."""
-        seeds = [derive(self.seed, Stream.ENVIRONMENT, iteration, i) for i in range(self.env.num_envs)]
-        self._observation[-1].copy_(self.env.reset(seeds))
+        self._observation[-1].copy_(self.env.reset(derive(self.seed, Stream.ENVIRONMENT, iteration)))
         self._return = np.zeros(self.env.num_envs)
         self._length = np.zeros(self.env.num_envs, dtype=np.int64)
 
@@ -99,7 +98,11 @@ class Collector:
     def _keep(self, t: int, choice: tuple[Tensor, Tree]) -> None:
         if self._choices is None:
             steps = len(self._observation) - 1
-            self._choices = tree_map(lambda x: x.new_empty(steps, *x.shape), choice)
+
+            def allocate(x: Tensor) -> Tensor:
+                return x.new_empty(steps, *x.shape)
+
+            self._choices = tree_map(allocate, choice)
             self._rows = list(zip(*(x.unbind() for x in tree_leaves(self._choices)), strict=True))
         for row, x in zip(self._rows[t], tree_leaves(choice), strict=True):
             row.copy_(x)
@@ -118,7 +121,7 @@ class Collector:
         valid = self._valid.cpu().numpy()
         ended = (self._terminated | self._truncated).cpu().numpy()
         for t in range(len(reward)):
-            self._return += reward[t]
+            self._return += reward[t] * valid[t]
             self._length += valid[t]
             if ended[t].any():
                 for i in np.flatnonzero(ended[t]):

@@ -37,7 +37,7 @@ def run_episodes(policy: Policy, env: VecEnv, episodes: int, seed: int) -> Repor
     share = np.full(n, episodes // n) + (np.arange(n) < episodes % n)
     finished: list[list[tuple[float, int]]] = [[] for _ in range(n)]
     total, length = np.zeros(n), np.zeros(n, dtype=np.int64)
-    observation = env.reset([derive(seed, Stream.EVALUATION, i) for i in range(n)])
+    observation = env.reset(derive(seed, Stream.EVALUATION))
     while any(len(done) < share[i] for i, done in enumerate(finished)):
         x = policy.prepare(observation.to(policy.device))
         action = policy.action_head.to_environment(policy.action_head.mode(policy.actor_features(x)))

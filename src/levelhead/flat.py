@@ -83,7 +83,7 @@ class FlatAdam(torch.optim.Adam):
         for group in self.groups.values():
             state = self.state[group.flat.parameter]
             state["step"].add_(taken)
-            torch._fused_adam_(
+            torch._fused_adam_(  # pyright: ignore[reportPrivateImportUsage]  # the kernel behind torch.optim.Adam
                 [group.flat.parameter],
                 [group.flat.gradient],
                 [state["exp_avg"]],

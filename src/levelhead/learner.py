@@ -111,8 +111,13 @@ class Learner:
         for epoch in range(self.settings.epochs):
             for index, weight in self._minibatches(valid, iteration, epoch):
                 self._means.add(self._step(batch.take(index), weight))
-        rate = self.learning_rates["actor"].tensor
-        return {**self._means.take(), "train/learning_rate": rate, "train/entropy_coef": self.entropy_coef.tensor}
+        metrics = self._means.take()
+        return {
+            **metrics,
+            "entropy/action": -metrics["train/entropy_loss"],
+            "train/entropy_coef": self.entropy_coef.tensor,
+            "train/learning_rate": self.learning_rates["actor"].tensor,
+        }
 
     def faults(self) -> dict[str, Tensor]:
         """0-d bool per checked tensor: whether it was not finite in the latest `learn`."""
@@ -152,7 +157,9 @@ class Learner:
         actor_features, critic_features = self.policy.features(batch.observation)
         new = self.policy.action_head.evaluate(actor_features, batch.action)
         actor = self.objective(new, batch)
-        old, clip = (batch.old_value, self.settings.value_clip) if self.settings.value_clip is not None else (None, None)
+        old, clip = (
+            (batch.old_value, self.settings.value_clip) if self.settings.value_clip is not None else (None, None)
+        )
         critic = self.policy.value_head.loss_normalized(critic_features, batch.target, old=old, clip=clip)
         # One matrix-vector product takes all the means at once. A weight of zero must silence a row whatever it holds.
         terms = torch.stack((actor.loss, critic, new.entropy)) @ weight

@@ -9,7 +9,8 @@ def clip_surrogate(ratio: Tensor, advantage: Tensor, clip_range: float | Tensor)
 
     Source: Schulman et al. 2017, "Proximal policy optimization algorithms", equation 7.
     """
-    return torch.minimum(ratio * advantage, ratio.clamp(1 - clip_range, 1 + clip_range) * advantage)
+    width = torch.as_tensor(clip_range, dtype=ratio.dtype, device=ratio.device)
+    return torch.minimum(ratio * advantage, ratio.clamp(1 - width, 1 + width) * advantage)
 
 
 def approximate_kl(log_ratio: Tensor, ratio: Tensor) -> Tensor:

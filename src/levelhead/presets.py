@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from levelhead.config import Config, NetworkConfig, OptimizerConfig, PPOConfig
-from levelhead.schedules import Schedule, constant
+from levelhead.schedules import Schedule
 
 MUJOCO = ("Ant", "HalfCheetah", "Hopper", "Humanoid", "HumanoidStandup", "InvertedDoublePendulum",
           "InvertedPendulum", "Pusher", "Reacher", "Swimmer", "Walker2d")  # fmt: skip

@@ -14,10 +14,10 @@ T = TypeVar("T")
 
 def to_json(value: Any) -> Any:
     """A config, or any part of one, as JSON values; schedules become numbers or texts."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, Schedule):
-        return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Schedule):
         return value.start if value.shape == "constant" else str(value)
+    if dataclasses.is_dataclass(value):
+        return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, tuple):
         return [to_json(x) for x in cast("tuple[Any, ...]", value)]
     return str(value) if isinstance(value, Path) else value
@@ -34,7 +34,7 @@ def from_json(kind: type[T], data: Any, name: str = "config") -> T:
 
 def _read(kind: Any, data: Any, name: str) -> Any:
     origin, args = get_origin(kind), get_args(kind)
-    if dataclasses.is_dataclass(kind) and kind is not Schedule:
+    if kind is not Schedule and dataclasses.is_dataclass(kind):
         return _read_fields(cast("type[Any]", kind), data, name)
     if origin in (Union, types.UnionType):
         if data is None and type(None) in args:

@@ -13,8 +13,8 @@ from levelhead.collector import Collector
 from levelhead.errors import TrainingFault
 from levelhead.learner import Learner
 from levelhead.metrics import to_host
-from levelhead.numerics import explained_variance, moments, standardize
 from levelhead.networks import Policy
+from levelhead.numerics import explained_variance, moments, standardize
 from levelhead.returns import gae
 from levelhead.rollout import Batch, Rollout
 from levelhead.schedules import Schedule
@@ -44,6 +44,8 @@ class Iteration:
     """Counted from 1."""
     step: int
     """Valid environment steps so far."""
+    steps: int
+    """Those of this iteration."""
     metrics: dict[str, float]
 
 
@@ -101,7 +103,7 @@ class Trainer:
             "time/collect": collected - started,
             "time/learn": finished - collected,
         }
-        return Iteration(self.iteration, self.step, {**self.collector.metrics(), **values, **timing})
+        return Iteration(self.iteration, self.step, taken, {**self.collector.metrics(), **values, **timing})
 
     @torch.no_grad()
     def _learn(self, rollout: Rollout) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -208,5 +210,5 @@ class Trainer:
 
 
 def _not_finite(x: Tensor, valid: Tensor) -> Tensor:
-    rows = x.isfinite().reshape(valid.shape + (-1,)).all(-1)
+    rows = x.isfinite().reshape((*valid.shape, -1)).all(-1)
     return (~rows & valid).any()

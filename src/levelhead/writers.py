@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
-from tensorboard.compat.proto.event_pb2 import Event
-from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]  # generated
+from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]  # generated
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from levelhead.trainer import Iteration
@@ -81,7 +81,7 @@ COLUMNS = (
     ("length", "rollout/ep_len_mean", "{:.0f}"),
     ("kl", "train/approx_kl", "{:.4f}"),
     ("clipped", "train/clip_fraction", "{:.1%}"),
-    ("entropy", "train/entropy_loss", "{:.3f}"),
+    ("entropy", "entropy/action", "{:.3f}"),
     ("value loss", "train/value_loss", "{:.3g}"),
     ("explained", "train/explained_variance", "{:.2f}"),
     ("value mean", "value/mean", "{:.4g}"),

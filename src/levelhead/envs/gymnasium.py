@@ -44,8 +44,8 @@ class GymnasiumVecEnv(VecEnv):
         self.action_space = env.single_action_space
         self._resetting = np.zeros(self.num_envs, dtype=np.bool_)
 
-    def reset(self, seeds: Sequence[int]) -> Tensor:
-        observation, _ = self.env.reset(seed=list(seeds))
+    def reset(self, seed: int) -> Tensor:
+        observation, _ = self.env.reset(seed=seed)
         self._resetting = np.zeros(self.num_envs, dtype=np.bool_)
         return torch.from_numpy(observation)
 
@@ -81,7 +81,7 @@ class GymnasiumVecEnv(VecEnv):
 
 def _with_rows(observation: Array, rows: Array, replacements: Sequence[Array]) -> Tensor:
     final = observation.copy()
-    for i in np.flatnonzero(rows):
+    for i in np.flatnonzero(rows).tolist():
         final[i] = replacements[i]
     return torch.from_numpy(final)
 

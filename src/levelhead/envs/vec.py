@@ -1,7 +1,6 @@
 """What the trainer asks of a batch of environments."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -39,8 +38,8 @@ class VecEnv(ABC):
     action_space: gym.Space[Any]
 
     @abstractmethod
-    def reset(self, seeds: Sequence[int]) -> Tensor:
-        """Starts new episodes everywhere, one seed per environment; the first observations, `[N, ...]`."""
+    def reset(self, seed: int) -> Tensor:
+        """Starts new episodes everywhere, seeded by one number; the first observations, `[N, ...]`."""
 
     @abstractmethod
     def step(self, action: Tensor) -> Step:

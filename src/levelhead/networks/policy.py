@@ -26,9 +26,7 @@ class Network(nn.Module):
         actor_dim, critic_dim: number of features that the heads receive.
     """
 
-    def __init__(
-        self, shared: nn.Module, actor: nn.Module, critic: nn.Module, actor_dim: int, critic_dim: int
-    ) -> None:
+    def __init__(self, shared: nn.Module, actor: nn.Module, critic: nn.Module, actor_dim: int, critic_dim: int) -> None:
         super().__init__()
         self.shared = shared
         self.actor = actor

@@ -41,8 +41,10 @@ def locate(parameter: Tensor, optimizer: Optimizer) -> tuple[Tensor, int]:
         same = candidate.untyped_storage().data_ptr() == parameter.untyped_storage().data_ptr()
         inside = 0 <= offset <= candidate.numel() - parameter.numel()
         if same and inside and candidate.is_contiguous() and parameter.is_contiguous():
-            return candidate, offset
-    raise ValueError("the optimizer doesn't hold this head's parameters, neither as they are nor as part of a flat tensor")
+            return candidate, int(offset)
+    raise ValueError(
+        "the optimizer doesn't hold this head's parameters, neither as they are nor as part of a flat tensor"
+    )
 
 
 def rescale_moments(parameter: Tensor, optimizer: Optimizer, factor: Tensor) -> None:

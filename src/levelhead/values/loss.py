@@ -24,4 +24,5 @@ def value_loss(z: Tensor, y: Tensor, old: Tensor | None = None, clip: float | Te
     loss = mse_loss(z, y, reduction="none")
     if old is None or clip is None:
         return loss
-    return torch.maximum(loss, mse_loss(old + (z - old).clamp(-clip, clip), y, reduction="none"))
+    width = torch.as_tensor(clip, dtype=z.dtype, device=z.device)
+    return torch.maximum(loss, mse_loss(old + (z - old).clamp(-width, width), y, reduction="none"))

@@ -123,7 +123,9 @@ class TargetStatistics(nn.Module):
         """Mean and std that broadcast exactly over `x`, whose shape is checked."""
         if task is not None:
             if x.shape != task.shape:
-                raise ValueError(f"with task ids of shape {tuple(task.shape)}, values must have it too: {tuple(x.shape)}")
+                raise ValueError(
+                    f"with task ids of shape {tuple(task.shape)}, values must have it too: {tuple(x.shape)}"
+                )
             task = task.to(self.mean.device)
             return self.mean[task], self.std[task]
         if self.output_dim == 1:
@@ -216,7 +218,7 @@ class TargetStatistics(nn.Module):
 
     def _check(self, task: Tensor | None, mask: Tensor | None, weights: Tensor | None) -> None:
         """What only reading the values can tell; waits for the device."""
-        if task is not None and task.numel() and not (0 <= int(task.min()) and int(task.max()) < self.output_dim):
+        if task is not None and task.numel() and not (int(task.min()) >= 0 and int(task.max()) < self.output_dim):
             raise ValueError(f"task ids must lie in 0..{self.output_dim - 1}; got {int(task.min())}..{int(task.max())}")
         if mask is not None and mask.dtype != torch.bool:
             raise ValueError(f"mask must be bool, not {mask.dtype}; sample weights go into weights=")
