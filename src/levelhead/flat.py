@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -51,34 +52,42 @@ class AdamGroup:
     eps: float
 
 
-class FlatAdam(torch.optim.Adam):
-    """torch's Adam with one flat parameter per group, to be stepped with `apply`.
+class FlatAdam:
+    """Adam with one flat parameter per group, on the fused kernel of `torch.optim.Adam`.
 
-    `step` works as always, but looks every tensor up anew and runs hooks, which costs several times what the fused
-    kernel does at these sizes; `apply` hands the same tensors to the same kernel.
+    The kernel alone: `torch.optim.Adam.step` looks every tensor up anew and runs hooks, at several times the kernel's
+    cost for these sizes, and making a `torch.optim.Optimizer` imports the compiler, 80 MB of it.
 
     Args:
         groups: by name.
-        skip: 0-d float on the parameters' device; where it is 1, `apply` changes nothing.
+        skip: 0-d float on the parameters' device; where it is 1, `step` changes nothing.
+        betas: retention of the first and second moments.
+
+    Attributes:
+        param_groups, state: laid out as in `torch.optim`, for those who look for moments there.
+
+    Source: Kingma and Ba 2015, "Adam: a method for stochastic optimization", algorithm 1.
     """
 
-    def __init__(self, groups: Mapping[str, AdamGroup], skip: Tensor) -> None:
-        super().__init__(
-            [{"params": [g.flat.parameter], "lr": g.learning_rate, "eps": g.eps} for g in groups.values()], fused=True
-        )
+    def __init__(
+        self, groups: Mapping[str, AdamGroup], skip: Tensor, betas: tuple[float, float] = (0.9, 0.999)
+    ) -> None:
         self.groups = groups
         self.skip = skip
-        for group in groups.values():
-            self.state[group.flat.parameter] = {
+        self.betas = betas
+        self.param_groups: list[dict[str, Any]] = [{"params": [g.flat.parameter]} for g in groups.values()]
+        self.state: dict[Tensor, dict[str, Tensor]] = {
+            g.flat.parameter: {
                 "step": torch.zeros((), device=skip.device),
-                "exp_avg": torch.zeros_like(group.flat.gradient),
-                "exp_avg_sq": torch.zeros_like(group.flat.gradient),
+                "exp_avg": torch.zeros_like(g.flat.gradient),
+                "exp_avg_sq": torch.zeros_like(g.flat.gradient),
             }
+            for g in groups.values()
+        }
 
     @torch.no_grad()
-    def apply(self) -> None:
+    def step(self) -> None:
         """One step of every group."""
-        beta1, beta2 = self.defaults["betas"]
         taken = 1 - self.skip
         for group in self.groups.values():
             state = self.state[group.flat.parameter]
@@ -91,8 +100,8 @@ class FlatAdam(torch.optim.Adam):
                 [],
                 [state["step"]],
                 lr=group.learning_rate,
-                beta1=beta1,
-                beta2=beta2,
+                beta1=self.betas[0],
+                beta2=self.betas[1],
                 weight_decay=0.0,
                 eps=group.eps,
                 amsgrad=False,

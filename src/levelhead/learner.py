@@ -150,7 +150,7 @@ class Learner:
         checked = torch.stack((loss.detach(), *norms))
         self._broken.logical_or_(~checked.isfinite())
         self._blocked.copy_(torch.maximum(self._blocked, self._broken.any()))
-        self.optimizer.apply()
+        self.optimizer.step()
         return torch.cat((means, checked))
 
     def _loss(self, batch: Batch, weight: Tensor) -> tuple[Tensor, Tensor]:

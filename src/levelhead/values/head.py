@@ -6,10 +6,9 @@ from typing import Self
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from levelhead.numerics import Reduce
-from levelhead.values.links import Links, locate, rescale_moments
+from levelhead.values.links import Links, Optimizer, locate, rescale_moments
 from levelhead.values.loss import value_loss
 from levelhead.values.statistics import STATISTICS, Movement, TargetStatistics
 

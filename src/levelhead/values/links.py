@@ -1,13 +1,23 @@
 """Weak links from a head to the optimisers and target networks that must move with it."""
 
 import weakref
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 from torch import Tensor
-from torch.optim import Optimizer
 
 FIRST_MOMENTS = ("exp_avg", "momentum_buffer")
 SECOND_MOMENTS = ("exp_avg_sq", "max_exp_avg_sq")
+
+
+class Optimizer(Protocol):
+    """What a head reads of an optimiser: any `torch.optim.Optimizer`, or one laid out like it."""
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]: ...
+
+    @property
+    def state(self) -> Mapping[Tensor, dict[str, Any]]: ...
 
 
 class Links:

@@ -1,0 +1,49 @@
+# make train   set up .venv and run the main job
+# make test    set up .venv and run the tests
+# make check   lint, types, layers and documentation
+#
+# Where the package index serves CUDA builds of torch by default (PyPI, on Linux) and no GPU is at hand, a CPU build
+# saves gigabytes:  make train TORCH_INDEX=https://download.pytorch.org/whl/cpu
+
+PYTHON ?= python3
+TORCH_INDEX ?=
+VENV := .venv
+BIN := $(VENV)/bin
+PACKAGE := $(VENV)/.package
+DEV := $(VENV)/.dev
+
+.PHONY: train test test-slow check format clean
+
+train: $(PACKAGE)
+	$(BIN)/levelhead train CartPole-v1
+
+test: $(DEV)
+	$(BIN)/pytest -n auto
+
+test-slow: $(DEV)
+	$(BIN)/pytest -m slow
+
+check: $(DEV)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/basedpyright
+	$(BIN)/lint-imports
+
+format: $(DEV)
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean:
+	rm -rf $(VENV)
+
+# torch comes first and pinned, so that no resolver looks for another build of it.
+$(PACKAGE): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade "pip>=25.1"
+	$(BIN)/pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+$(DEV): $(PACKAGE)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[box2d,mujoco]" --group dev
+	touch $@
