@@ -94,8 +94,9 @@ def train(
     config = replace(config or preset(name), env_id=name, **{k: v for k, v in given.items() if v is not None})
     head = value if isinstance(value, ValueHead) else None
     parts = {"env": None if isinstance(env, str) else env, "network": network, "value": head, "objective": objective}
+    _require_consistent(env, config, num_envs)
     _prepare(config)
-    vec = _open(env, config)
+    vec = _open(env, config.num_envs, config.env.kwargs)
     try:
         policy = build_policy(config, vec.observation_space, vec.action_space, network, head)
         trainer = build_trainer(config, vec, policy, objective)
@@ -143,11 +144,13 @@ def resume(
         raise ConfigError(f"{source} has taken {state['step']} of {config.total_steps} steps: give more total steps")
     _prepare(config)
     environment = config.env_id if env is None else env
-    vec = _open(environment, config)
+    _require_consistent(environment, config, None)
+    vec = _open(environment, config.num_envs, config.env.kwargs)
     try:
         policy = build_policy(config, vec.observation_space, vec.action_space, network, value)
         trainer = build_trainer(config, vec, policy, objective)
-        _restore(trainer, tensors, state, source)
+        with _damage_named(source):
+            trainer.load_state_dict({**tensors, **state})
         rundir.write_info(directory, replace(info, config=config))
         return _run(trainer, config, directory, environment, console)
     finally:
@@ -171,10 +174,10 @@ def evaluate(
     """
     if episodes < 1:
         raise ConfigError(f"episodes is {episodes}; accepted: at least 1")
-    vec = _open(env, None, min(episodes, 8), env_kwargs)
-    if vec.observation_space.shape != policy.observation_shape:
-        raise ConfigError(f"{env} observes {vec.observation_space.shape}, the policy {policy.observation_shape}")
+    vec = _open(env, min(episodes, 8), env_kwargs or {})
     try:
+        if vec.observation_space.shape != policy.observation_shape:
+            raise ConfigError(f"{env} observes {vec.observation_space.shape}, the policy {policy.observation_shape}")
         return run_episodes(policy, vec, episodes, seed)
     finally:
         if vec is not env:
@@ -202,7 +205,8 @@ def load_policy(
     tensors, _ = checkpoint.load(source)
     config = replace(info.config, device=device)
     policy = build_policy(config, info.observation_space, info.action_space, network, value)
-    _load_parameters(policy, tensors, source)
+    with _damage_named(source):
+        policy.load_state_dict(tensors["policy"])
     return policy.eval()
 
 
@@ -224,18 +228,26 @@ def _prepare(config: Config) -> None:
         torch.set_num_threads(config.threads)
 
 
-def _open(
-    env: AnyEnv, config: Config | None, num_envs: int | None = None, kwargs: dict[str, Any] | None = None
-) -> VecEnv:
+def _open(env: AnyEnv, num_envs: int, kwargs: dict[str, Any]) -> VecEnv:
     """The environments that `env` stands for."""
     if isinstance(env, VecEnv):
         return env
     if isinstance(env, VectorEnv):
         return GymnasiumVecEnv(env)
-    if config is not None:
-        num_envs, kwargs = config.num_envs, config.env.kwargs
-    assert num_envs is not None
     return make_gymnasium(env, num_envs, kwargs)
+
+
+def _require_consistent(env: AnyEnv, config: Config, num_envs: int | None) -> None:
+    """Refuses settings that an environment handed over as an object would leave without effect."""
+    if isinstance(env, str):
+        return
+    if config.env.kwargs:
+        raise ConfigError("env.kwargs has nothing to act on: the environment is handed over as an object")
+    if isinstance(env, VectorEnv | VecEnv):
+        if num_envs not in (None, env.num_envs):
+            raise ConfigError(f"num_envs is {num_envs}, and the environments handed over are {env.num_envs}")
+        if config.eval_every:
+            raise ConfigError("eval_every needs environments of its own: pass an id or a function")
 
 
 def _require_parts(info: RunInfo, parts: Mapping[str, object]) -> None:
@@ -251,6 +263,8 @@ def _run(trainer: Trainer, config: Config, directory: Path, env: AnyEnv, console
         TensorBoardWriter(directory / "tb"),
     ]
     if console is not None:
+        about = f"{config.env_id}, value head {config.value}: {config.scale_promise}"
+        console.print(about, soft_wrap=True, highlight=False, markup=False)
         writers.append(ConsoleWriter(config.total_steps, console))
     every = config.total_steps // 10 if config.checkpoint_every is None else config.checkpoint_every
     with _interruption() as interrupted:
@@ -286,16 +300,13 @@ def _save(trainer: Trainer, directory: Path) -> Path:
     return checkpoint.save(directory, trainer.step, tensors, {"progress": state["progress"]})
 
 
-def _restore(trainer: Trainer, tensors: dict[str, Any], state: dict[str, Any], source: Path) -> None:
-    _load_parameters(trainer.policy, tensors, source)
-    trainer.load_state_dict({**tensors, **state})
-
-
-def _load_parameters(policy: Policy, tensors: dict[str, Any], source: Path) -> None:
+@contextmanager
+def _damage_named(source: Path) -> Generator[None]:
+    """Turns what goes wrong while a state is loaded into an error that names the checkpoint."""
     try:
-        policy.load_state_dict(tensors["policy"])
-    except (KeyError, RuntimeError) as error:
-        raise CheckpointError(f"{source} doesn't fit the policy that its config describes: {error}") from error
+        yield
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{source} doesn't fit the run that its config describes: {error}") from error
 
 
 @contextmanager

@@ -14,13 +14,10 @@ from levelhead.errors import ConfigError
 from levelhead.learner import GroupSettings, Learner, LearnerSettings
 from levelhead.networks import Network, ObservationNormalizer, Policy, mlp
 from levelhead.objectives import ClipObjective, Objective
-from levelhead.schedules import constant
 from levelhead.seeding import Stream, derive
 from levelhead.spaces import require_action, require_observation
 from levelhead.trainer import Trainer, TrainerSettings
 from levelhead.values import LinearValueHead, PopArtValueHead, RunningNormHead, ValueHead, ValueNormHead
-
-DEFAULT_BETA = constant(0.98)
 
 
 def build_device(device: Device) -> torch.device:
@@ -49,7 +46,7 @@ def build_network(config: Config, observation_dim: int) -> Network:
 
 
 def build_value_head(config: Config, input_dim: int) -> ValueHead:
-    """The value head that the config names; its beta follows the trainer's schedule."""
+    """The value head that the config names; `head.beta` is the trainer's business."""
     match config.value:
         case "popart":
             return PopArtValueHead(input_dim)
@@ -110,7 +107,7 @@ def build_trainer(config: Config, env: VecEnv, policy: Policy, objective: Object
     ppo = config.ppo
     learner = Learner(
         policy,
-        objective or ClipObjective(ppo.clip_range),
+        objective or ClipObjective(ppo.clip_range, policy.device),
         LearnerSettings(
             epochs=ppo.epochs,
             minibatches=ppo.minibatches,
@@ -130,7 +127,7 @@ def build_trainer(config: Config, env: VecEnv, policy: Policy, objective: Object
             gamma=ppo.gamma,
             lam=ppo.lam,
             advantage=ppo.advantage,
-            beta=config.head.beta or DEFAULT_BETA,
+            beta=config.head.beta,
         ),
     )
 

@@ -5,14 +5,15 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import tyro
 from rich.console import Console
 
-from levelhead import api, rundir
+from levelhead import __version__, api, rundir
 from levelhead.config import Config
 from levelhead.errors import CheckpointError, ConfigError, TrainingFault
+from levelhead.evaluate import Report
 from levelhead.presets import preset
 from levelhead.schedules import Schedule, schedule
 
@@ -28,6 +29,7 @@ RUN is a run directory, a checkpoint in one, or 'latest'.
 presets."""
 
 DONE, FAULT, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
+FINAL_EPISODES = 20
 
 
 @dataclass(frozen=True)
@@ -73,8 +75,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _complain(error: object, status: int) -> int:
-    Console(stderr=True).print(f"levelhead: {error}", soft_wrap=True, highlight=False, markup=False)
+    _say(Console(stderr=True), f"levelhead: {error}")
     return status
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, soft_wrap=True, highlight=False, markup=False)
 
 
 def _dispatch(given: list[str], console: Console) -> int:
@@ -90,10 +96,10 @@ def _dispatch(given: list[str], console: Console) -> int:
             _parse(ListOptions, "list", rest)
             return _list(console)
         case "--help" | "-h":
-            console.print(USAGE, highlight=False, markup=False)
+            _say(console, USAGE)
             return DONE
         case "--version":
-            console.print(f"levelhead {rundir.version('levelhead')}", highlight=False)
+            _say(console, f"levelhead {__version__}")
             return DONE
         case _:
             near = difflib.get_close_matches(command, ("train", "eval", "resume", "list"), n=1)
@@ -113,9 +119,6 @@ def _train(arguments: list[str], console: Console) -> int:
     else:
         raise ConfigError("train needs an environment's id first: levelhead train CartPole-v1 [OPTIONS]")
     config = _parse(Config, "train", arguments, default)
-    console.print(
-        f"{config.env_id}, value head {config.value}: {config.scale_promise}", soft_wrap=True, highlight=False
-    )
     return _finish(api.train(config.env_id, config=config, console=console), console)
 
 
@@ -125,23 +128,16 @@ def _resume(options: ResumeOptions, console: Console) -> int:
 
 def _finish(run: api.Run, console: Console) -> int:
     """Says where the run is, how good the policy is, and what to type next."""
-    console.print(f"run directory  {run.directory}", soft_wrap=True, highlight=False)
+    _say(console, f"run directory  {run.directory}")
     if run.interrupted:
-        console.print(f"interrupted at step {run.step}; everything is saved. Continue with")
-        console.print(f"  levelhead resume {run.directory}", soft_wrap=True, highlight=False)
+        _say(console, f"interrupted at step {run.step}; everything is saved")
+        _say(console, f"next           levelhead resume {run.directory}")
         return INTERRUPTED
-    episodes = 20
-    report = api.evaluate(run.policy, run.config.env_id, episodes, run.config.seed, run.config.env.kwargs)
-    console.print(
-        f"greedy return  {report.mean_return:.1f} +- {report.std_return:.1f} over {episodes} episodes", highlight=False
-    )
-    console.print(
-        f"next           levelhead eval latest --episodes 100\n"
-        f"               levelhead resume latest --total-steps {2 * run.config.total_steps}\n"
-        f"               tensorboard --logdir {run.directory / 'tb'}",
-        soft_wrap=True,
-        highlight=False,
-    )
+    report = api.evaluate(run.policy, run.config.env_id, FINAL_EPISODES, run.config.seed, run.config.env.kwargs)
+    _say(console, f"greedy return  {_score(report)}")
+    _say(console, f"next           levelhead eval {run.directory} --episodes 100")
+    _say(console, f"               levelhead resume {run.directory} --total-steps {2 * run.config.total_steps}")
+    _say(console, f"               tensorboard --logdir {run.directory / 'tb'}")
     return DONE
 
 
@@ -149,12 +145,16 @@ def _eval(options: EvalOptions, console: Console) -> int:
     policy = api.load_policy(options.run)
     config = rundir.read_info(api.run_directory(options.run)).config
     report = api.evaluate(policy, config.env_id, options.episodes, options.seed, config.env.kwargs)
-    console.print(
-        f"{config.env_id}: greedy return {report.mean_return:.2f} +- {report.std_return:.2f}"
-        f" over {options.episodes} episodes (min {min(report.returns):.2f}, max {max(report.returns):.2f})",
-        highlight=False,
-    )
+    _say(console, f"{config.env_id}  greedy return {_score(report)}")
     return DONE
+
+
+def _score(report: Report) -> str:
+    low, high = min(report.returns), max(report.returns)
+    return (
+        f"{report.mean_return:.1f} +- {report.std_return:.1f} over {len(report.returns)} episodes"
+        f" ({low:.1f} to {high:.1f})"
+    )
 
 
 def _list(console: Console) -> int:
@@ -163,7 +163,7 @@ def _list(console: Console) -> int:
         last: dict[str, Any] = json.loads(lines[-1]) if lines else {}
         score = last.get("rollout/ep_rew_mean")
         shown = "no episode yet" if score is None else f"return {score:.1f}"
-        console.print(f"{directory}  step {last.get('step', 0)}  {shown}", soft_wrap=True, highlight=False)
+        _say(console, f"{directory}  step {last.get('step', 0)}  {shown}")
     return DONE
 
 
@@ -174,13 +174,14 @@ registry = tyro.constructors.ConstructorRegistry()
 
 @registry.primitive_rule
 def _schedules(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec[Any] | None:
-    if info.type is not Schedule:
+    optional = get_args(info.type) == (Schedule, type(None))
+    if info.type is not Schedule and not optional:
         return None
     return tyro.constructors.PrimitiveConstructorSpec(
         nargs=1,
-        metavar="NUMBER|SHAPE:START:END",
-        instance_from_str=lambda args: schedule(args[0]),
-        is_instance=lambda x: isinstance(x, Schedule),
+        metavar=f"{'None|' if optional else ''}NUMBER|SHAPE:START:END",
+        instance_from_str=lambda args: None if optional and args[0] == "None" else schedule(args[0]),
+        is_instance=lambda x: isinstance(x, Schedule) or (optional and x is None),
         str_from_instance=lambda x: [str(x)],
     )
 

@@ -21,10 +21,11 @@ def _require(name: str, value: object, holds: bool, accepted: str) -> None:
         raise ConfigError(f"{name} is {value}; accepted: {accepted}")
 
 
-def _check_group(name: str, rate: Schedule | None, eps: float | None, max_grad_norm: float | None) -> None:
+def _check_group(name: str, group: "GroupConfig | OptimizerConfig") -> None:
+    rate, eps, norm = group.learning_rate, group.eps, group.max_grad_norm
     _require(f"{name}.learning_rate", rate, rate is None or rate.bounds[0] >= 0, "values >= 0")
     _require(f"{name}.eps", eps, eps is None or 0 < eps < math.inf, "a positive number")
-    _require(f"{name}.max_grad_norm", max_grad_norm, max_grad_norm is None or max_grad_norm > 0, "a positive number")
+    _require(f"{name}.max_grad_norm", norm, norm is None or norm > 0, "a positive number")
 
 
 @dataclass(frozen=True)
@@ -116,9 +117,6 @@ class GroupConfig:
     max_grad_norm: float | None = None
     """Length that the group's gradient is scaled down to."""
 
-    def __post_init__(self) -> None:
-        _check_group("optimizer group", self.learning_rate, self.eps, self.max_grad_norm)
-
 
 @dataclass(frozen=True)
 class OptimizerConfig:
@@ -138,7 +136,9 @@ class OptimizerConfig:
     """The critic's own layers and the value head."""
 
     def __post_init__(self) -> None:
-        _check_group("optimizer", self.learning_rate, self.eps, self.max_grad_norm)
+        _check_group("optimizer", self)
+        for name in ("shared", "actor", "critic"):
+            _check_group(f"optimizer.{name}", getattr(self, name))
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from levelhead.actions import Evaluation
@@ -39,10 +40,11 @@ class ClipObjective(Objective):
 
     Args:
         clip_range: how far the probability ratio may leave 1 before the gradient is cut off.
+        device: of the policy.
     """
 
-    def __init__(self, clip_range: Schedule) -> None:
-        self.clip_range = Coefficient(clip_range)
+    def __init__(self, clip_range: Schedule, device: torch.device | str | None = None) -> None:
+        self.clip_range = Coefficient(clip_range, device)
 
     def advance(self, progress: float) -> None:
         self.clip_range.advance(progress)

@@ -18,7 +18,20 @@ def preset(env_id: str) -> Config:
             return replace(
                 base,
                 total_steps=100_000,
-                num_steps=128,
+                optimizer=OptimizerConfig(learning_rate=Schedule(1e-3, 0.0)),
+            )
+        case "Acrobot":
+            return replace(
+                base,
+                total_steps=300_000,
+                optimizer=OptimizerConfig(learning_rate=Schedule(1e-3, 0.0)),
+            )
+        case "Pendulum":
+            return replace(
+                base,
+                total_steps=200_000,
+                num_steps=256,
+                ppo=PPOConfig(gamma=0.95, epochs=10, minibatches=16),
                 optimizer=OptimizerConfig(learning_rate=Schedule(1e-3, 0.0)),
             )
         case _ if name in MUJOCO:

@@ -32,8 +32,8 @@ class TrainerSettings:
     lam: float
     advantage: AdvantageScale
     """`rollout`: standardised over the rollout; `head`: divided by the value head's std; `none`: as they are."""
-    beta: Schedule
-    """Retention of the value head's statistics."""
+    beta: Schedule | None
+    """Retention of the value head's statistics; None leaves it to the head."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,8 @@ class Trainer:
         started = time.perf_counter()
         progress = self.step / self.settings.total_steps
         self.learner.advance(progress)
-        self.policy.value_head.beta = self.settings.beta(progress)
+        if self.settings.beta is not None:
+            self.policy.value_head.beta = self.settings.beta(progress)
         rollout = self.collector.collect(self.iteration)
         collected = time.perf_counter()
 

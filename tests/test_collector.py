@@ -1,0 +1,166 @@
+"""Rollouts: what is stored is what was drawn and what truly followed."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from gymnasium.spaces import Box
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from torch.testing import assert_close
+
+from levelhead.actions import GaussianHead
+from levelhead.build import build_policy
+from levelhead.collector import Collector
+from levelhead.envs import GymnasiumVecEnv, make_gymnasium
+from toys import Chain, Counting, Matching, Noise, Tampered, config, readout
+
+PLANS = [((3, "t"), (2, "c"), (4, "b")), ((5, "c"), (1, "t")), ((1, "c"),)]
+every_mode = pytest.mark.parametrize("mode", list(AutoresetMode))
+
+
+def counting_envs(mode, plans=PLANS):
+    makers = [lambda i=i, plan=plan: Counting(i, plan) for i, plan in enumerate(plans)]
+    return GymnasiumVecEnv(SyncVectorEnv(makers, autoreset_mode=mode))
+
+
+def policy_for(env, **options):
+    return build_policy(config(env, **options), env.observation_space, env.action_space)
+
+
+@every_mode
+def test_the_next_value_is_that_of_the_true_successor_over_all_rollouts(mode):
+    collector = Collector(counting_envs(mode), readout(), 7, seed=1)
+    for iteration in range(4):
+        rollout = collector.collect(iteration)
+        observation = rollout.observation.squeeze(-1)
+        # An episode counts upwards, so the true successor is one more, at its end too; its value is 3 times that.
+        matters = rollout.valid & ~rollout.terminated
+        assert (matters & rollout.truncated).any()
+        assert torch.equal(rollout.value, 3 * observation)
+        assert torch.equal(rollout.next_value[matters], 3 * (observation[matters] + 1))
+        assert torch.equal(rollout.reward[rollout.valid], (observation[rollout.valid] + 1) / 4)
+
+
+@every_mode
+def test_rollouts_join_without_a_gap(mode):
+    length, pieces = 5, []
+    long = Collector(counting_envs(mode), readout(), 3 * length, seed=1).collect(0)
+    collector = Collector(counting_envs(mode), readout(), length, seed=1)
+    for iteration in range(3):
+        rollout = collector.collect(iteration)
+        names = ("observation", "reward", "terminated", "truncated", "valid", "value", "next_value")
+        pieces.append({name: getattr(rollout, name).clone() for name in names})
+    for name in names:
+        assert torch.equal(torch.cat([piece[name] for piece in pieces]), getattr(long, name)), name
+
+
+@every_mode
+def test_episodes_are_counted_whole_across_rollouts_in_the_environments_units(mode):
+    plan = ((4, "t"), (3, "c"))
+    collector = Collector(counting_envs(mode, [plan]), readout(), 3, seed=1, reward_scale=1000.0)
+    assert collector.metrics() == {}
+    for iteration in range(5):
+        collector.collect(iteration)
+    lengths = [4, 3] * 5
+    returns = [sum(100 * e + t + 1 for t in range(n)) / 4 for e, n in enumerate(lengths)]
+    ended = len(collector.lengths)
+    assert ended >= 3
+    assert list(collector.lengths) == lengths[:ended]
+    assert list(collector.returns) == returns[:ended]
+    expected = {"rollout/ep_rew_mean": np.mean(returns[:ended]), "rollout/ep_len_mean": np.mean(lengths[:ended])}
+    assert collector.metrics() == pytest.approx(expected)
+
+
+def test_the_reward_scale_multiplies_what_the_learner_sees():
+    plain, scaled = (Collector(counting_envs("SameStep"), readout(), 6, 1, x).collect(0) for x in (1.0, 2.5))
+    assert_close(scaled.reward, 2.5 * plain.reward)
+    assert torch.equal(scaled.value, plain.value)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_drawn_action_is_stored_while_the_environment_receives_it_within_its_space(dtype):
+    space = Box(np.array([-0.1, -1 / 3], dtype), np.array([0.1, 0.7], dtype), dtype=dtype)
+    env = make_gymnasium(lambda: Counting(plan=((100, "c"),), action_space=space), 2)
+    head = GaussianHead(1, torch.from_numpy(space.low), torch.from_numpy(space.high))
+    rollout = Collector(env, readout(head), 20, seed=1).collect(0)
+    received = torch.from_numpy(np.stack([one.received for one in env.env.envs], 1))
+    low, high = torch.from_numpy(space.low), torch.from_numpy(space.high)
+    assert_close(received, rollout.action.to(received.dtype).clamp(low, high), rtol=0, atol=1e-6)
+    assert (rollout.action.abs() > 0.8).any()
+    assert all(space.contains(action) for row in received.numpy() for action in row)
+    assert_close(rollout.log_prob, head.evaluate(torch.zeros(20, 2, 1), rollout.action).log_prob)
+
+
+@pytest.mark.parametrize("env", [Matching, Noise])
+@pytest.mark.parametrize("normalize", [False, True])
+def test_the_stored_log_probability_is_that_of_the_policy_as_it_stands(env, normalize):
+    env = env()
+    settings = config(env)
+    policy = policy_for(env, network=settings.network.__class__(normalize_observation=normalize))
+    rollout = Collector(env, policy, 32, seed=1).collect(0)
+    with torch.no_grad():
+        features = policy.actor_features(policy.prepare(rollout.observation))
+        evaluated = policy.action_head.evaluate(features, rollout.action)
+    assert_close((evaluated.log_prob - rollout.log_prob).exp(), torch.ones(32, 8), rtol=1e-6, atol=0)
+
+
+def test_the_seed_decides_the_rollout_and_every_iteration_draws_anew():
+    def actions(seed, iteration):
+        env = Matching()
+        return Collector(env, policy_for(env), 16, seed).collect(iteration).action
+
+    assert torch.equal(actions(1, 0), actions(1, 0))
+    assert not torch.equal(actions(1, 0), actions(2, 0))
+    assert not torch.equal(actions(1, 0), actions(1, 1))
+
+
+def test_environments_that_reuse_their_buffers_are_copied_from_in_time():
+    def reusing(env):
+        buffers = {}
+
+        def tamper(_, step):
+            for name, x in step._asdict().items():
+                if x is not None:
+                    buffers.setdefault(name, torch.empty_like(x)).copy_(x)
+            return step._replace(**{name: x for name, x in buffers.items() if getattr(step, name) is not None})
+
+        return Tampered(env, tamper)
+
+    fresh, reused = (
+        Collector(wrap(counting_envs(AutoresetMode.SAME_STEP)), readout(), 9, 1).collect(0)
+        for wrap in (lambda env: env, reusing)
+    )
+    for name in ("observation", "reward", "terminated", "truncated", "valid", "next_value"):
+        assert torch.equal(getattr(fresh, name), getattr(reused, name)), name
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, 1e6])
+def test_rewards_of_invalid_rows_reach_no_episode(bad):
+    def tamper(_, step):
+        if step.valid is None:
+            return step
+        return step._replace(reward=torch.where(step.valid, step.reward, bad))
+
+    clean, dirty = (
+        Collector(wrap(counting_envs(AutoresetMode.NEXT_STEP)), readout(), 20, 1)
+        for wrap in (lambda env: env, lambda env: Tampered(env, tamper))
+    )
+    for collector in (clean, dirty):
+        assert not collector.collect(0).valid.all()
+    assert dirty.metrics() == clean.metrics()
+
+
+def test_only_the_latest_hundred_episodes_are_averaged():
+    collector = Collector(Noise(), readout(), 50, seed=1)
+    collector.collect(0)
+    assert len(collector.returns) == len(collector.lengths) == 100
+
+
+def test_a_reset_starts_new_episodes_and_keeps_the_record():
+    collector = Collector(Chain(num_envs=2), readout(), 8, seed=1)
+    collector.collect(0)
+    assert list(collector.lengths) == [5, 5]
+    collector.reset(1)
+    collector.collect(1)
+    assert list(collector.lengths) == [5, 5, 5, 5]

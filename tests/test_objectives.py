@@ -1,0 +1,62 @@
+"""What the actor maximises, from evaluation and batch to per-sample losses."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from levelhead.actions import Evaluation
+from levelhead.losses import clip_surrogate
+from levelhead.objectives import ClipObjective
+from levelhead.rollout import Batch
+from levelhead.schedules import Schedule, constant
+
+
+def batch_of(log_prob, advantage):
+    nothing = torch.zeros(len(log_prob))
+    return Batch(nothing.unsqueeze(1), nothing, log_prob, advantage, nothing, nothing)
+
+
+def sample(seed=0, size=200):
+    generator = torch.Generator().manual_seed(seed)
+    old, move, advantage = torch.randn(3, size, generator=generator)
+    new = (old + 0.3 * move).requires_grad_()
+    return Evaluation(new, torch.zeros(size), None), batch_of(old, advantage)
+
+
+def test_the_loss_is_the_negative_clipped_surrogate_of_the_probability_ratio():
+    new, batch = sample()
+    ratio = new.log_prob.exp() / batch.log_prob.exp()
+    got = ClipObjective(constant(0.2))(new, batch)
+    assert_close(got.loss, -clip_surrogate(ratio, batch.advantage, 0.2), rtol=1e-5, atol=1e-6)
+    assert_close(got.clip_fraction, ((ratio < 0.8) | (ratio > 1.2)).float())
+    assert 0 < got.clip_fraction.mean() < 1
+
+
+def test_the_gradient_at_the_old_policy_is_the_policy_gradient():
+    new, batch = sample()
+    batch = batch_of(new.log_prob.detach(), batch.advantage)
+    ClipObjective(constant(0.2))(new, batch).loss.sum().backward()
+    assert torch.equal(new.log_prob.grad, -batch.advantage)
+
+
+def test_only_the_loss_carries_a_gradient():
+    got = ClipObjective(constant(0.2))(*sample())
+    assert got.loss.requires_grad
+    assert not got.approx_kl.requires_grad
+    assert not got.clip_fraction.requires_grad
+
+
+def test_the_kl_estimate_is_zero_where_the_policy_has_not_moved():
+    new, batch = sample()
+    got = ClipObjective(constant(0.2))(new, batch_of(new.log_prob.detach(), batch.advantage))
+    assert (got.approx_kl == 0).all()
+    assert (got.clip_fraction == 0).all()
+
+
+@pytest.mark.parametrize(("progress", "width"), [(0.0, 0.4), (0.5, 0.3), (1.0, 0.2), (2.0, 0.2)])
+def test_the_clip_range_follows_its_schedule(progress, width):
+    objective = ClipObjective(Schedule(0.4, 0.2))
+    objective.advance(progress)
+    new, batch = sample()
+    ratio = (new.log_prob - batch.log_prob).exp()
+    assert_close(objective(new, batch).loss, -clip_surrogate(ratio, batch.advantage, width), rtol=1e-5, atol=1e-6)

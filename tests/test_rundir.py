@@ -1,0 +1,131 @@
+"""The run directory: its name, its config.json, and how a run is found."""
+
+import importlib.metadata
+import json
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import gymnasium as gym
+import pytest
+
+import levelhead as lh
+from levelhead import rundir
+from levelhead.serialize import from_json
+
+
+def test_a_run_lies_under_its_environment_named_by_utc_time_and_seed(tiny, workdir):
+    directory = rundir.create(tiny("Some/Env-v0", seed=7))
+    assert directory.parent == Path("runs/Some_Env-v0")
+    assert re.fullmatch(r"\d{8}T\d{6}Z-s7", directory.name)
+
+
+def test_runs_that_begin_in_the_same_second_do_not_share_a_directory(tiny, workdir):
+    directories = [rundir.create(tiny()) for _ in range(5)]
+    assert len(set(directories)) == 5
+
+
+@pytest.mark.parametrize("occupied", ["directory", "file"])
+def test_an_occupied_run_dir_is_refused_and_left_alone(tiny, workdir, occupied):
+    path = workdir / "mine"
+    keep = path / "keep" if occupied == "directory" else path
+    keep.parent.mkdir(exist_ok=True)
+    keep.write_text("precious")
+    with pytest.raises(lh.ConfigError, match=r"run_dir .*mine is not empty; accepted: a new or an empty directory"):
+        lh.train("CartPole-v1", config=tiny(run_dir=path))
+    assert keep.read_text() == "precious"
+    assert sum(1 for p in workdir.rglob("*") if p.is_file()) == 1
+
+
+def test_an_empty_run_dir_is_taken(tiny, workdir):
+    (workdir / "mine").mkdir()
+    assert rundir.create(tiny(run_dir=workdir / "mine")) == workdir / "mine"
+
+
+def test_a_run_consists_of_config_metrics_tensorboard_and_checkpoints(finished):
+    names = {p.name for p in finished.directory.iterdir()}
+    assert names == {"config.json", "metrics.jsonl", "tb", "checkpoints"}
+
+
+def test_config_json_loads_as_the_config_of_the_run(finished):
+    document = json.loads((finished.directory / "config.json").read_text())
+    assert from_json(lh.Config, document["config"]) == finished.config
+    info = rundir.read_info(finished.directory)
+    env = gym.make("CartPole-v1")
+    assert info == rundir.RunInfo(finished.config, env.observation_space, env.action_space, ())
+    env.close()
+
+
+def test_config_json_holds_versions(finished):
+    versions = json.loads((finished.directory / "config.json").read_text())["versions"]
+    for package in ("levelhead", "torch", "gymnasium"):
+        assert versions[package] == importlib.metadata.version(package)
+
+
+def test_config_json_holds_the_git_commit_if_there_is_one(tiny, workdir, monkeypatch):
+    for name in ("GIT_AUTHOR_NAME", "GIT_AUTHOR_EMAIL", "GIT_COMMITTER_NAME", "GIT_COMMITTER_EMAIL"):
+        monkeypatch.setenv(name, "someone@example.org")
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(workdir.parent))
+
+    def commit():
+        run = lh.train("CartPole-v1", config=tiny(total_steps=1))
+        return json.loads((run.directory / "config.json").read_text())["git_commit"]
+
+    assert commit() is None
+    for command in (["init", "-q"], ["commit", "-q", "--allow-empty", "--no-verify", "-m", "x"]):
+        subprocess.run(["git", *command], check=True)
+    head = subprocess.run(["git", "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    assert commit() == head
+
+
+DAMAGE = {
+    "cut in half": lambda data: data[: len(data) // 2],
+    "empty": lambda data: b"",
+    "another document": lambda data: b"[]",
+    "not text": lambda data: b"\xff" + data,
+    "unknown name": lambda data: data.replace(b'"total_steps"', b'"totl_steps"'),
+    "missing space": lambda data: data.replace(b'"observation_space"', b'"observation"'),
+    "unknown space": lambda data: data.replace(b'"kind": "box"', b'"kind": "bix"'),
+    "bounds that miss the shape": lambda data: data.replace(b'"shape": [\n   4\n  ]', b'"shape": [\n   5\n  ]'),
+    "unknown dtype": lambda data: data.replace(b'"float32"', b'"floot32"'),
+    "wrong type": lambda data: data.replace(b'"custom": []', b'"custom": 3'),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_config_json_is_refused_by_name(run_copy, damage):
+    path = run_copy / "config.json"
+    data = path.read_bytes()
+    assert damage(data) != data
+    path.write_bytes(damage(data))
+    with pytest.raises(lh.ConfigError, match=r"config\.json"):
+        lh.load_policy(run_copy)
+
+
+def test_what_is_no_run_is_refused_by_name(tmp_path):
+    with pytest.raises(lh.ConfigError, match=r"is not a run directory: config\.json"):
+        rundir.read_info(tmp_path)
+    with pytest.raises(
+        lh.ConfigError, match="nowhere doesn't exist; accepted: a run directory, a checkpoint.*'latest'"
+    ):
+        rundir.find(tmp_path / "nowhere")
+
+
+def test_latest_is_the_run_that_was_last_begun_or_resumed(tiny, workdir):
+    with pytest.raises(lh.ConfigError, match="there is no run under"):
+        rundir.find("latest")
+    first, second = (lh.train("CartPole-v1", config=tiny(total_steps=32, seed=s)).directory for s in (1, 2))
+    os.utime(first / "config.json", (1, 1))
+    assert rundir.find("latest") == second
+    lh.resume(first, total_steps=64)
+    assert rundir.find("latest") == first
+    assert set(rundir.all_runs()) == {first, second}
+
+
+def test_config_json_is_replaced_whole_when_a_run_is_resumed(run_copy):
+    with (run_copy / "config.json").open() as before:
+        lh.resume(run_copy, total_steps=128)
+        # Whoever opened the file before still reads all of it: at no time was it half-written under its name.
+        assert json.loads(before.read())["config"]["total_steps"] == 96
+    assert rundir.read_info(run_copy).config.total_steps == 128

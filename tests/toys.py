@@ -1,0 +1,194 @@
+"""Environments whose every answer is known, and short ways to a policy or a trainer on them."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.spaces import Box, Discrete
+from torch import nn
+
+from levelhead.actions import ActionHead, CategoricalHead
+from levelhead.build import build_policy, build_trainer
+from levelhead.config import Config, NetworkConfig
+from levelhead.envs import Step, VecEnv
+from levelhead.networks import Network, Policy
+from levelhead.trainer import Trainer
+from levelhead.values import LinearValueHead
+
+ONE_NUMBER = Box(-np.inf, np.inf, (1,))
+TWO_CHOICES = Discrete(2)
+SMALL = NetworkConfig(actor=(8,), critic=(8,))
+
+
+class Counting(gym.Env):
+    """The observation is 1000 * index + 100 * episode + step; episodes end as planned.
+
+    Args:
+        index: of this environment.
+        plan: length and kind of end of the episodes, over and over: 't' is terminated, 'c' cut short, 'b' both.
+    """
+
+    observation_space = ONE_NUMBER
+
+    def __init__(self, index: int = 0, plan=((3, "t"), (2, "c"), (4, "c"), (1, "t"), (2, "b")), action_space=None):
+        self.index = index
+        self.plan = plan
+        self.action_space = action_space or TWO_CHOICES
+        self.received = []
+        self.episode = -1
+
+    def _observe(self):
+        return np.array([1000 * self.index + 100 * self.episode + self.step_count], np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        self.episode = 0 if seed is not None else self.episode + 1
+        self.step_count = 0
+        return self._observe(), {}
+
+    def step(self, action):
+        self.received.append(np.copy(action))
+        self.step_count += 1
+        length, kind = self.plan[self.episode % len(self.plan)]
+        ended = self.step_count == length
+        assert self.step_count <= length, "stepped on after the end of an episode"
+        reward = float(self._observe()[0]) / 4
+        return self._observe(), reward, ended and kind in "tb", ended and kind in "cb", {}
+
+
+class Toy(VecEnv):
+    """One step per episode, observation 1, reward `scale`; subclasses change what they like."""
+
+    observation_space = ONE_NUMBER
+    action_space = TWO_CHOICES
+
+    def __init__(self, num_envs: int = 8, scale: float = 1.0) -> None:
+        self.num_envs = num_envs
+        self.scale = scale
+        self.generator = torch.Generator()
+
+    def observe(self):
+        return torch.ones(self.num_envs, 1)
+
+    def flags(self, value: bool):
+        return torch.full((self.num_envs,), value)
+
+    def reset(self, seed):
+        self.generator.manual_seed(seed)
+        self.observation = self.observe()
+        return self.observation
+
+    def reward(self, action):
+        return torch.ones(self.num_envs)
+
+    def step(self, action):
+        reward = self.scale * self.reward(action)
+        self.observation = self.observe()
+        return Step(self.observation, reward, self.flags(True), self.flags(False))
+
+    def close(self):
+        pass
+
+
+class Bandit(Toy):
+    """The second of two arms pays."""
+
+    def reward(self, action):
+        return action.float()
+
+
+class Noise(Toy):
+    """Random observations and rewards that nothing can be learned from."""
+
+    def observe(self):
+        return torch.randn(self.num_envs, 1, generator=self.generator)
+
+    def reward(self, action):
+        return torch.randn(self.num_envs, generator=self.generator)
+
+
+class Matching(Toy):
+    """The action should equal the observation; it costs the square of the distance."""
+
+    action_space = Box(-2.0, 2.0, (1,))
+
+    def observe(self):
+        return torch.rand(self.num_envs, 1, generator=self.generator) * 2 - 1
+
+    def reward(self, action):
+        return -(action - self.observation).square().squeeze(-1)
+
+
+class Chain(Toy):
+    """Reward `scale` for ever, cut every `length` steps by a time limit: every state is worth scale / (1 - gamma)."""
+
+    length = 5
+
+    def reset(self, seed):
+        self.clock = 0
+        return super().reset(seed)
+
+    def step(self, action):
+        self.clock += 1
+        step = super().step(action)
+        return step._replace(
+            terminated=self.flags(False),
+            truncated=self.flags(self.clock % self.length == 0),
+            final_observation=self.observe(),
+        )
+
+
+class Tampered(VecEnv):
+    """Another environment with its answers changed by `tamper(number of the call from 0, step) -> step`."""
+
+    def __init__(self, env: VecEnv, tamper: Callable[[int, Step], Step]) -> None:
+        self.env = env
+        self.tamper = tamper
+        self.calls = 0
+        self.num_envs = env.num_envs
+        self.observation_space = env.observation_space
+        self.action_space = env.action_space
+
+    def reset(self, seed):
+        return self.env.reset(seed)
+
+    def step(self, action):
+        step = self.tamper(self.calls, self.env.step(action))
+        self.calls += 1
+        return step
+
+    def close(self):
+        self.env.close()
+
+
+def readout(action_head: ActionHead | None = None) -> Policy:
+    """A policy on one number: the value of an observation is 3 times that number; actions are drawn blindly."""
+    head = action_head or CategoricalHead(1, 2)
+    nn.init.zeros_(head.linear.weight)
+    value_head = LinearValueHead(1)
+    nn.init.constant_(value_head.linear.weight, 3.0)
+    torso = Network(nn.Identity(), nn.Identity(), nn.Identity(), 1, 1)
+    return Policy((1,), torso, head, value_head)
+
+
+def config(env: VecEnv, **options) -> Config:
+    """16 steps per rollout, small networks; `options` are fields of the config."""
+    base = Config("toy", num_envs=env.num_envs, num_steps=16, network=SMALL, device="cpu")
+    return replace(base, **options)
+
+
+def make_trainer(env: VecEnv, **options) -> Trainer:
+    """A trainer at its beginning."""
+    settings = config(env, **options)
+    return build_trainer(settings, env, build_policy(settings, env.observation_space, env.action_space))
+
+
+def snapshot(module: nn.Module) -> dict[str, torch.Tensor]:
+    """A copy of everything that a module would save."""
+    return {name: x.clone() for name, x in module.state_dict().items()}
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    """Whether two sets of named tensors are the same, bit for bit."""
+    return one.keys() == other.keys() and all(torch.equal(x, other[name]) for name, x in one.items())
