@@ -99,26 +99,11 @@ def test_it_steps_as_torchs_adam_does_with_every_group_at_its_own_rate_and_eps()
         for size, name in ((1e-6, "first"), (1e3, "second")):
             (size * loss(ours[name], batch)).backward()
             (size * loss(plain[name], batch)).backward()
-        optimizer.apply()
+        optimizer.step()
         reference.step()
         for name in SETTINGS:
             for a, b in zip(ours[name].parameters(), plain[name].parameters(), strict=True):
                 assert_close(a, b, rtol=1e-10, atol=1e-12)
-
-
-def test_apply_and_step_are_the_same():
-    ours, other = parts(), parts()
-    groups, optimizer = flat_adam(ours, torch.zeros(()))
-    other_groups, other_optimizer = flat_adam(other, torch.zeros(()))
-    for _ in range(5):
-        for name in SETTINGS:
-            gradient = torch.randn_like(groups[name].flat.gradient)
-            groups[name].flat.gradient.copy_(gradient)
-            other_groups[name].flat.gradient.copy_(gradient)
-        optimizer.apply()
-        other_optimizer.step()
-    for name in SETTINGS:
-        assert_close(groups[name].flat.parameter, other_groups[name].flat.parameter, **EXACT)
 
 
 def test_a_skipped_step_changes_nothing_at_all():
@@ -130,21 +115,21 @@ def test_a_skipped_step_changes_nothing_at_all():
         flats = {name: group.flat.parameter.detach() for name, group in groups.items()}
         return copy.deepcopy({**flats, **optimizer.moments()})
 
-    def apply(gradient):
+    def step(gradient):
         for group in groups.values():
             group.flat.gradient.fill_(gradient)
-        optimizer.apply()
+        optimizer.step()
 
-    apply(1.0)
+    step(1.0)
     before = everything()
     assert {x.item() for name, x in before.items() if name.endswith(".step")} == {1.0}
     skip.fill_(1.0)
     for gradient in (1.0, float("nan"), float("inf")):
-        apply(gradient)
+        step(gradient)
         after = everything()
         assert all(torch.equal(x, after[name]) for name, x in before.items())
     skip.zero_()
-    apply(1.0)
+    step(1.0)
     assert {x.item() for name, x in everything().items() if name.endswith(".step")} == {2.0}
     assert not any(torch.equal(x, everything()[name]) for name, x in before.items())
 

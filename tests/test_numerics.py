@@ -75,6 +75,13 @@ def test_float32_input_is_accumulated_in_float64():
     assert (mean.item(), var.item()) == (1e4, 100.0)
 
 
+@law
+@given(samples(), st.sampled_from([1e3, -1e6, 1e8]))
+def test_a_shift_does_not_cost_the_variance_its_digits(sample, shift):
+    x, w = sample
+    assert_close(moments(x + shift, w).var, moments(x, w).var, rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
 def test_moments_know_no_floor(scale):
     x = scale * torch.tensor([[-1.0], [1.0]])

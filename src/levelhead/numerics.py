@@ -71,8 +71,9 @@ def explained_variance(prediction: Tensor, target: Tensor, valid: Tensor, reduce
     1 is a perfect critic, 0 one no better than a constant; NaN where the targets don't vary.
     """
     columns = torch.stack((target.reshape(-1), (target - prediction).reshape(-1)), dim=1)
-    var = moments(columns, valid.reshape(-1, 1), reduce).var
-    return torch.where(var[0] > 0, 1.0 - var[1] / var[0], torch.nan)
+    _, mean, var = moments(columns, valid.reshape(-1, 1), reduce)
+    varies = var[0].sqrt() > ROUNDING * mean[0].abs()
+    return torch.where(varies, 1.0 - var[1] / var[0], torch.nan)
 
 
 def masked_mean(x: Tensor, valid: Tensor) -> Tensor:

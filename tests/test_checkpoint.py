@@ -1,0 +1,302 @@
+"""Checkpoints: complete or absent, checked to the last bit, and free of code."""
+
+import hashlib
+import json
+import os
+import pickle
+import random
+import shutil
+import zipfile
+
+import pytest
+import torch
+
+import levelhead as lh
+from levelhead import checkpoint
+
+FILES = ("policy.safetensors", "optimizer.safetensors", "state.json", "manifest.json")
+
+
+def content(step):
+    x = torch.arange(6, dtype=torch.float64).reshape(2, 3) + step
+    return {"policy": {"w": x, "count": torch.tensor(step)}, "optimizer": {"m": x.t().half()}}, {
+        "progress": {"at": step}
+    }
+
+
+def save(run, step, marker=None):
+    return checkpoint.save(run, step, *content(step if marker is None else marker))
+
+
+def holds(path, step, marker=None):
+    tensors, state = checkpoint.load(path)
+    expected, progress = content(step if marker is None else marker)
+    assert state == {"step": step, **progress}
+    assert tensors.keys() == expected.keys()
+    for name, group in expected.items():
+        assert tensors[name].keys() == group.keys()
+        assert all(torch.equal(tensors[name][k], x) and tensors[name][k].dtype == x.dtype for k, x in group.items())
+    return True
+
+
+@pytest.fixture
+def run(tmp_path):
+    save(tmp_path, 100)
+    save(tmp_path, 200)
+    return tmp_path
+
+
+def reseal(path):
+    """Makes the manifest agree with the files again, as someone would who tampers on purpose."""
+    names = [p.name for p in path.iterdir() if p.name != "manifest.json"]
+    hashes = {name: hashlib.sha256((path / name).read_bytes()).hexdigest() for name in names}
+    (path / "manifest.json").write_text(json.dumps({"format": 1, "sha256": hashes}))
+
+
+# -- what is in it -----------------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_comes_back_as_it_was_saved(run):
+    assert holds(run / "checkpoints/step-000000000100", 100)
+    assert holds(run / "checkpoints/step-000000000200", 200)
+
+
+def test_it_holds_safetensors_and_json_alone_and_the_manifest_their_hashes(finished):
+    for path in checkpoint.checkpoints(finished.directory):
+        assert {p.name for p in path.iterdir()} == set(FILES)
+        hashes = json.loads((path / "manifest.json").read_text())["sha256"]
+        expected = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in path.iterdir()}
+        assert hashes == {name: x for name, x in expected.items() if name != "manifest.json"}
+
+
+def test_saving_a_step_again_replaces_it_whole(run):
+    save(run, 200, marker=5)
+    assert holds(run / "checkpoints/step-000000000200", 200, marker=5)
+    assert {p.name for p in (run / "checkpoints").iterdir()} == {"step-000000000100", "step-000000000200"}
+
+
+# -- crashes -----------------------------------------------------------------------------------------------------
+
+
+class PowerCut(BaseException):
+    pass
+
+
+def cut_power(monkeypatch, after):
+    """Lets `after` operations on the file system happen, and none from then on; the list of those that did."""
+    done = []
+
+    def guard(module, name):
+        original = getattr(module, name)
+
+        def operation(*args, **kwargs):
+            if len(done) >= after:
+                raise PowerCut
+            done.append(name)
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(module, name, operation)
+
+    for name in ("mkdir", "rename", "replace", "fsync", "unlink", "rmdir"):
+        guard(os, name)
+    guard(shutil, "rmtree")
+    return done
+
+
+def operations_of_a_save(tmp_path, step):
+    with pytest.MonkeyPatch.context() as patch:
+        done = cut_power(patch, 10**6)
+        save(tmp_path, step)
+    return len(done)
+
+
+@pytest.mark.parametrize("step", [200, 300], ids=["a step saved before", "a new step"])
+def test_a_crash_at_any_moment_leaves_every_earlier_step_loadable(tmp_path, step):
+    def fresh(name):
+        run = tmp_path / name
+        save(run, 100)
+        save(run, 200)
+        return run
+
+    total = operations_of_a_save(fresh("whole"), step)
+    assert total > 7
+    for after in range(total):
+        run = fresh(str(after))
+        with pytest.MonkeyPatch.context() as patch:
+            cut_power(patch, after)
+            with pytest.raises(PowerCut):
+                save(run, step, marker=7)
+        found = {p.name: p for p in checkpoint.checkpoints(run)}
+        assert {"step-000000000100", "step-000000000200"} <= found.keys(), after
+        for name, path in found.items():
+            tensors, _ = checkpoint.load(path)
+            assert int(tensors["policy"]["count"]) in {int(name.removeprefix("step-")), 7 if str(step) in name else -1}
+        save(run, step, marker=9)
+        assert holds(run / f"checkpoints/step-{step:012d}", step, marker=9)
+
+
+def test_files_reach_the_disk_before_the_name_does(tmp_path, monkeypatch):
+    happened = []
+    for name in ("fsync", "rename", "replace"):
+        original = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *a, name=name, original=original: (happened.append(name), original(*a))[1])
+    save(tmp_path, 100)
+    named = next(i for i, name in enumerate(happened) if name != "fsync")
+    assert happened[:named].count("fsync") >= len(FILES) + 1  # every file, and the directory that lists them
+    assert "fsync" in happened[named:]
+
+
+# -- damage ------------------------------------------------------------------------------------------------------
+
+
+def refused(path, name):
+    with pytest.raises(lh.CheckpointError) as caught:
+        checkpoint.load(path)
+    message = str(caught.value)
+    assert str(path / name) in message
+    assert message.endswith(f"The one before it: {path.with_name('step-000000000100')}")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_flipped_bit_is_refused_and_the_checkpoint_before_offered(run, name):
+    path = run / "checkpoints/step-000000000200"
+    data = (path / name).read_bytes()
+    bits = range(8 * len(data))
+    for bit in bits if name == "manifest.json" else random.Random(0).sample(bits, 200):
+        damaged = bytearray(data)
+        damaged[bit // 8] ^= 1 << bit % 8
+        (path / name).write_bytes(damaged)
+        with pytest.raises(lh.CheckpointError, match=r"step-000000000200.*The one before it: .*step-000000000100$"):
+            checkpoint.load(path)
+    if name != "manifest.json":
+        refused(path, name)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_truncated_file_is_refused_by_name(run, name):
+    path = run / "checkpoints/step-000000000200"
+    data = (path / name).read_bytes()
+    for length in (0, 1, len(data) // 3, len(data) - 1):
+        (path / name).write_bytes(data[:length])
+        refused(path, name)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_file_is_refused_by_name(run, name):
+    (run / "checkpoints/step-000000000200" / name).unlink()
+    refused(run / "checkpoints/step-000000000200", name)
+
+
+def test_without_an_earlier_checkpoint_none_is_offered(run):
+    path = run / "checkpoints/step-000000000100"
+    (path / "state.json").unlink()
+    with pytest.raises(lh.CheckpointError) as caught:
+        checkpoint.load(path)
+    assert "before it" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("manifest", "message"),
+    [
+        ({"format": 2, "sha256": {}}, "has format 2; this version reads 1"),
+        ({"sha256": {}}, "has format None"),
+        ([], "not a JSON object"),
+        ({"format": 1}, r"lists no state\.json"),
+        ({"format": 1, "sha256": ["state.json"]}, r"lists no state\.json"),
+        *(
+            ({"format": 1, "sha256": {"state.json": "0", name: "0"}}, r"state\.json|outside its directory")
+            for name in ("../x.safetensors", "/etc/passwd", "..", "a/b.safetensors", "\x00", "")
+        ),
+    ],
+)
+def test_an_unknown_or_hostile_manifest_is_refused(run, manifest, message):
+    path = run / "checkpoints/step-000000000200"
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(lh.CheckpointError, match=message):
+        checkpoint.load(path)
+
+
+@pytest.mark.parametrize("name", ["../outside.safetensors", "/{}/outside.safetensors", "sub/outside.safetensors"])
+def test_no_file_outside_the_checkpoint_is_read(run, name):
+    path = run / "checkpoints/step-000000000200"
+    name = name.format(str(path.parent).lstrip("/"))
+    for place in (path.parent, path / "sub"):
+        place.mkdir(exist_ok=True)
+        shutil.copy(path / "policy.safetensors", place / "outside.safetensors")
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["sha256"][name] = manifest["sha256"]["policy.safetensors"]
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(lh.CheckpointError, match="names a file outside its directory"):
+        checkpoint.load(path)
+
+
+class Payload:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (os.mkdir, (self.path,))
+
+
+@pytest.mark.parametrize("make", ["pickle", "torch", "zip"])
+def test_a_file_that_could_run_code_is_refused_and_does_not_run(run, tmp_path, make):
+    path, trace = run / "checkpoints/step-000000000200", tmp_path / "executed"
+    target = path / "policy.safetensors"
+    match make:
+        case "pickle":
+            target.write_bytes(pickle.dumps(Payload(str(trace))))
+        case "torch":
+            torch.save({"w": Payload(str(trace))}, target)
+        case "zip":
+            with zipfile.ZipFile(target, "w") as file:
+                file.writestr("archive/data.pkl", pickle.dumps(Payload(str(trace))))
+    reseal(path)
+    refused(path, "policy.safetensors")
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("missing", ["policy.safetensors", "optimizer.safetensors"])
+def test_a_checkpoint_that_lacks_a_part_is_refused(run_copy, missing):
+    last = checkpoint.checkpoints(run_copy)[-1]
+    (last / missing).unlink()
+    reseal(last)
+    with pytest.raises(lh.CheckpointError, match=missing.removesuffix(".safetensors")):
+        lh.resume(run_copy, total_steps=128)
+
+
+@pytest.mark.parametrize("missing", ["step", "progress"])
+def test_a_state_that_lacks_an_entry_is_refused(run_copy, missing):
+    last = checkpoint.checkpoints(run_copy)[-1]
+    state = json.loads((last / "state.json").read_text())
+    del state[missing]
+    (last / "state.json").write_text(json.dumps(state))
+    reseal(last)
+    with pytest.raises(lh.CheckpointError, match=missing):
+        lh.resume(run_copy, total_steps=128)
+
+
+# -- which one a name means --------------------------------------------------------------------------------------
+
+
+def test_a_run_means_its_last_checkpoint_and_a_checkpoint_itself(run):
+    first, last = (run / f"checkpoints/step-{step:012d}" for step in (100, 200))
+    assert checkpoint.resolve(run) == last
+    assert checkpoint.resolve(first) == first
+    assert checkpoint.checkpoints(run) == [first, last]
+
+
+def test_a_checkpoint_without_its_manifest_is_not_passed_over(run):
+    (run / "checkpoints/step-000000000200/manifest.json").unlink()
+    with pytest.raises(lh.CheckpointError, match=r"step-000000000200/manifest\.json cannot be read"):
+        checkpoint.load(checkpoint.resolve(run))
+
+
+def test_a_directory_without_checkpoints_is_refused_by_name(tmp_path):
+    with pytest.raises(lh.CheckpointError, match="neither a checkpoint nor a run directory with checkpoints"):
+        checkpoint.resolve(tmp_path)
+
+
+def test_steps_are_ordered_as_numbers(tmp_path):
+    for step in (10**12, 999, 10**11):
+        save(tmp_path, step)
+    assert [int(p.name.removeprefix("step-")) for p in checkpoint.checkpoints(tmp_path)] == [999, 10**11, 10**12]
