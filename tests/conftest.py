@@ -6,7 +6,6 @@ import sys
 from dataclasses import replace
 
 import gymnasium as gym
-import numpy as np
 import pytest
 
 import levelhead as lh
@@ -106,28 +105,3 @@ def module(tmp_path, monkeypatch):
         sys.modules.pop(name, None)
     for env_id in set(gym.registry) - before:
         del gym.registry[env_id]
-
-
-class Count(gym.Env):
-    """One point per step, and every episode ends after `length` steps."""
-
-    def __init__(self, length=5, truncate=False):
-        self.observation_space = gym.spaces.Box(-1.0, 100.0, (2,), np.float32)
-        self.action_space = gym.spaces.Discrete(2)
-        self.length, self.truncate, self.t = length, truncate, 0
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.t = 0
-        return np.array([0.0, self.length], np.float32), {}
-
-    def step(self, action):
-        self.t += 1
-        ended = self.t >= self.length
-        observation = np.array([self.t, self.length], np.float32)
-        return observation, 1.0, ended and not self.truncate, ended and self.truncate, {}
-
-
-@pytest.fixture(scope="session")
-def count_env():
-    return Count

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from levelhead.schedules import SHAPES, Schedule, constant, schedule
+from levelhead.schedules import SHAPES, Coefficient, Schedule, constant, schedule
 
 law = settings(deadline=None, max_examples=100)
 positive = st.floats(1e-12, 1e12)
@@ -114,3 +114,14 @@ def test_what_is_no_schedule_is_refused_by_name(text, message):
 def test_a_schedule_cannot_be_changed():
     with pytest.raises(AttributeError):
         constant(1.0).start = 2.0
+
+
+def test_a_coefficient_follows_its_schedule_in_one_and_the_same_tensor():
+    coefficient = Coefficient(Schedule(4.0, 1.0))
+    held, place = coefficient.tensor, coefficient.tensor.data_ptr()
+    assert held.shape == ()
+    for progress, value in ((0.0, 4.0), (0.5, 2.5), (2.0, 1.0)):
+        coefficient.advance(progress)
+        assert held.item() == value
+    assert coefficient.tensor is held
+    assert held.data_ptr() == place

@@ -36,7 +36,7 @@ config = lh.Config(
         epochs=task.epochs,
         minibatches=task.minibatches,
         entropy_coef=constant(task.entropy_coef),
-        value_clip=0.2,
+        value_clip=constant(0.2),
     ),
     optimizer=lh.OptimizerConfig(learning_rate=Schedule(task.learning_rate, 0.0)),
 )

@@ -90,9 +90,9 @@ class PPOConfig:
     """Advantages standardised over the rollout, divided by the value head's std, or left as they are."""
     entropy_coef: Schedule = constant(0.0)
     """Weight of the entropy bonus."""
-    value_coef: float = 0.5
+    value_coef: Schedule = constant(0.5)
     """Weight of the value loss."""
-    value_clip: float | None = None
+    value_clip: Schedule | None = None
     """How far a value may move from its old one before its gradient is cut off, on the normalised axis."""
 
     def __post_init__(self) -> None:
@@ -102,8 +102,9 @@ class PPOConfig:
         _require("ppo.minibatches", self.minibatches, self.minibatches >= 1, "at least 1")
         _require("ppo.clip_range", self.clip_range, self.clip_range.bounds[0] > 0, "positive values")
         _require("ppo.entropy_coef", self.entropy_coef, self.entropy_coef.bounds[0] >= 0, "values >= 0")
-        _require("ppo.value_coef", self.value_coef, 0 < self.value_coef < math.inf, "a positive number")
-        _require("ppo.value_clip", self.value_clip, self.value_clip is None or self.value_clip > 0, "a positive number")
+        _require("ppo.value_coef", self.value_coef, self.value_coef.bounds[0] > 0, "positive values")
+        clip = self.value_clip
+        _require("ppo.value_clip", clip, clip is None or clip.bounds[0] > 0, "positive values")
 
 
 @dataclass(frozen=True)

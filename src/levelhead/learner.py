@@ -33,8 +33,8 @@ class LearnerSettings:
     epochs: int
     minibatches: int
     entropy_coef: Schedule
-    value_coef: float
-    value_clip: float | None
+    value_coef: Schedule
+    value_clip: Schedule | None
     """Width of the value clip on the normalised axis; None for no clip."""
     groups: Mapping[str, GroupSettings]
     """By the names of `Policy.groups`."""
@@ -71,7 +71,9 @@ class Learner:
         )
         policy.value_head.track(self.optimizer)
         self.entropy_coef = Coefficient(settings.entropy_coef, device)
-        self._loss_weights = torch.tensor([1.0, settings.value_coef, 0.0], device=device)
+        self.value_coef = Coefficient(settings.value_coef, device)
+        self.value_clip = None if settings.value_clip is None else Coefficient(settings.value_clip, device)
+        self._loss_weights = torch.ones(3, device=device)
         self._checked = ("loss", *(f"{name} gradient" for name in self.flat))
         self._broken = torch.zeros(len(self._checked), dtype=torch.bool, device=device)
         self._means = RunningMean(
@@ -89,8 +91,11 @@ class Learner:
 
     def advance(self, progress: float) -> None:
         """Moves every schedule to `progress`, the share of training done."""
-        for coefficient in (*self.learning_rates.values(), self.entropy_coef):
-            coefficient.advance(progress)
+        for coefficient in (*self.learning_rates.values(), self.entropy_coef, self.value_coef, self.value_clip):
+            if coefficient is not None:
+                coefficient.advance(progress)
+        self._loss_weights[1].copy_(self.value_coef.tensor)
+        self._loss_weights[2].copy_(-self.entropy_coef.tensor)
         self.objective.advance(progress)
 
     def learn(self, batch: Batch, valid: Tensor, healthy: Tensor, iteration: int) -> dict[str, Tensor]:
@@ -107,7 +112,6 @@ class Learner:
         """
         self._blocked.copy_(~healthy)
         self._broken.zero_()
-        self._loss_weights[2].copy_(-self.entropy_coef.tensor)
         for epoch in range(self.settings.epochs):
             for index, weight in self._minibatches(valid, iteration, epoch):
                 self._means.add(self._step(batch.take(index), weight))
@@ -157,9 +161,7 @@ class Learner:
         actor_features, critic_features = self.policy.features(batch.observation)
         new = self.policy.action_head.evaluate(actor_features, batch.action)
         actor = self.objective(new, batch)
-        old, clip = (
-            (batch.old_value, self.settings.value_clip) if self.settings.value_clip is not None else (None, None)
-        )
+        old, clip = (None, None) if self.value_clip is None else (batch.old_value, self.value_clip.tensor)
         critic = self.policy.value_head.loss_normalized(critic_features, batch.target, old=old, clip=clip)
         # One matrix-vector product takes all the means at once. A weight of zero must silence a row whatever it holds.
         terms = torch.stack((actor.loss, critic, new.entropy)) @ weight

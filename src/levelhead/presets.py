@@ -34,6 +34,15 @@ def preset(env_id: str) -> Config:
                 ppo=PPOConfig(gamma=0.95, epochs=10, minibatches=16),
                 optimizer=OptimizerConfig(learning_rate=Schedule(1e-3, 0.0)),
             )
+        case "LunarLander" | "LunarLanderContinuous":
+            return replace(
+                base,
+                total_steps=1_000_000,
+                num_envs=16,
+                num_steps=256,
+                ppo=PPOConfig(gamma=0.999, lam=0.98, minibatches=16, entropy_coef=Schedule(0.01, 0.0)),
+                optimizer=OptimizerConfig(learning_rate=Schedule(1e-3, 0.0)),
+            )
         case _ if name in MUJOCO:
             return replace(
                 base,

@@ -1,0 +1,76 @@
+"""A policy, a batch and a learner without environments around them."""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from gymnasium.spaces import Box, Discrete
+
+from levelhead.build import build_policy
+from levelhead.config import Config, NetworkConfig
+from levelhead.learner import GroupSettings, Learner, LearnerSettings
+from levelhead.networks import Policy
+from levelhead.objectives import ClipObjective, Objective
+from levelhead.rollout import Batch
+from levelhead.schedules import constant
+
+OBSERVATIONS = Box(-np.inf, np.inf, (3,))
+CHOICES, REALS = Discrete(4), Box(-1.0, 1.0, (3,))
+GROUP = GroupSettings(learning_rate=constant(1e-2), eps=1e-5, max_grad_norm=0.5)
+SETTINGS = LearnerSettings(
+    epochs=2,
+    minibatches=3,
+    entropy_coef=constant(0.1),
+    value_coef=0.5,
+    value_clip=None,
+    groups={"shared": GROUP, "actor": GROUP, "critic": GROUP},
+)
+
+
+def make_policy(space=CHOICES, shared=(), **options) -> Policy:
+    """A small policy whose critic has left zero."""
+    network = NetworkConfig(shared=shared, actor=(8,), critic=(8,))
+    policy = build_policy(Config("toy", network=network, device="cpu", **options), OBSERVATIONS, space)
+    torch.nn.init.normal_(policy.value_head.linear.weight, generator=torch.Generator().manual_seed(0))
+    return policy
+
+
+def make_batch(policy: Policy, rows: int, seed: int = 0) -> Batch:
+    """Rows with actions of a slightly different policy, and advantages that differ from row to row."""
+    generator = torch.Generator().manual_seed(seed)
+    observation = torch.randn(rows, 3, generator=generator)
+    move, advantage, target, old_value = torch.randn(4, rows, generator=generator)
+    with torch.no_grad():
+        features = policy.actor_features(observation)
+        action, parameters = policy.action_head.sample(features, policy.action_head.noise((rows,), generator))
+        log_prob = policy.action_head.log_prob(parameters, action)
+    return Batch(observation, action, log_prob + 0.2 * move, advantage, target, old_value)
+
+
+def make_learner(policy: Policy, objective: Objective | None = None, seed: int = 1, **changes) -> Learner:
+    return Learner(policy, objective or ClipObjective(constant(0.2)), replace(SETTINGS, **changes), seed)
+
+
+def learn(learner: Learner, batch: Batch, valid=None, healthy: bool = True, iteration: int = 0):
+    """`Learner.learn` with every row valid where nothing else is said."""
+    valid = torch.ones(len(batch.advantage), dtype=torch.bool) if valid is None else valid
+    return learner.learn(batch, valid, torch.tensor(healthy), iteration)
+
+
+class Probe(ClipObjective):
+    """Keeps, per minibatch, which rows it saw (by their advantages) and what each weighed in the mean."""
+
+    def __init__(self) -> None:
+        super().__init__(constant(0.2))
+        self.seen = []
+
+    def __call__(self, new, batch):
+        answer = super().__call__(new, batch)
+        probe = torch.zeros_like(answer.loss, requires_grad=True)
+        self.seen.append((batch.advantage, probe))
+        return answer._replace(loss=answer.loss + probe)
+
+    def minibatches(self, batch: Batch):
+        """Per minibatch: indices into `batch`, and weights."""
+        row = {x: i for i, x in enumerate(batch.advantage.tolist())}
+        return [([row[x] for x in advantage.tolist()], probe.grad.tolist()) for advantage, probe in self.seen]

@@ -1,0 +1,136 @@
+"""From config to objects."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from toys import SMALL, Toy, same
+
+import levelhead as lh
+from levelhead.build import build_action_head, build_network, build_policy, build_trainer, build_value_head
+from levelhead.schedules import constant
+
+OBSERVATION, DISCRETE = gym.spaces.Box(-1.0, 1.0, (3,)), gym.spaces.Discrete(4, start=2)
+CONTINUOUS = gym.spaces.Box(np.float32([-1, 0]), np.float32([1, 2]))
+HEADS = {
+    "popart": lh.PopArtValueHead,
+    "runningnorm": lh.RunningNormHead,
+    "valuenorm": lh.ValueNormHead,
+    "linear": lh.LinearValueHead,
+}
+
+
+def policy_of(**changes):
+    return build_policy(lh.Config("X", device="cpu", network=SMALL, **changes), OBSERVATION, DISCRETE)
+
+
+def test_weights_are_decided_by_the_seed_alone():
+    first = policy_of(seed=3)
+    torch.rand(10)
+    assert same(first.state_dict(), policy_of(seed=3).state_dict())
+    assert not same(first.state_dict(), policy_of(seed=4).state_dict())
+
+
+def test_building_leaves_the_global_generator_alone():
+    before = torch.random.get_rng_state()
+    policy_of()
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("shared", "actor", "critic"),
+    [((), (5,), (6, 7)), ((8,), (5,), (6,)), ((8, 9), (), ()), ((), (), (4,))],
+)
+def test_torsos_have_the_widths_of_the_config(shared, actor, critic):
+    config = lh.Config("X", network=lh.NetworkConfig(shared=shared, actor=actor, critic=critic))
+    network = build_network(config, 3)
+
+    def widths(torso):
+        return tuple(layer.out_features for layer in torso.modules() if isinstance(layer, nn.Linear))
+
+    assert (widths(network.shared), widths(network.actor), widths(network.critic)) == (shared, actor, critic)
+    x = network.shared(torch.zeros(2, 3))
+    assert network.actor(x).shape == (2, network.actor_dim)
+    assert network.critic(x).shape == (2, network.critic_dim)
+
+
+@pytest.mark.parametrize(
+    ("activation", "kind"), [("tanh", nn.Tanh), ("relu", nn.ReLU), ("elu", nn.ELU), ("silu", nn.SiLU)]
+)
+def test_every_hidden_layer_is_followed_by_the_activation_of_the_config(activation, kind):
+    network = build_network(lh.Config("X", network=lh.NetworkConfig(shared=(2,), activation=activation)), 3)
+    for torso in (network.shared, network.actor, network.critic):
+        layers = list(torso)
+        assert all(isinstance(layer, nn.Linear) for layer in layers[::2])
+        assert all(isinstance(layer, kind) for layer in layers[1::2])
+        assert len(layers) % 2 == 0
+
+
+@pytest.mark.parametrize(("name", "kind"), HEADS.items())
+def test_a_value_head_is_of_the_kind_that_the_config_names(name, kind):
+    head = build_value_head(lh.Config("X", value=name), 5)
+    assert type(head) is kind
+    assert (head.input_dim, head.output_dim) == (5, 1)
+
+
+def test_an_action_head_fits_its_space():
+    head = build_action_head(lh.Config("X"), 5, DISCRETE)
+    assert set(head.to_environment(head.mode(torch.randn(100, 5))).tolist()) <= {2, 3, 4, 5}
+    head = build_action_head(lh.Config("X", network=lh.NetworkConfig(log_std=-1.5)), 5, CONTINUOUS)
+    assert head.log_std.tolist() == [-1.5, -1.5]
+    actions = head.to_environment(torch.tensor([[-9.0, -9.0], [9.0, 9.0]]))
+    assert actions.tolist() == [[-1.0, 0.0], [1.0, 2.0]]
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_observations_are_normalised_if_the_config_says_so(normalize):
+    network = lh.NetworkConfig(normalize_observation=normalize)
+    policy = build_policy(lh.Config("X", network=network, device="cpu"), OBSERVATION, DISCRETE)
+    assert (policy.normalizer is not None) is normalize
+
+
+@pytest.mark.parametrize("head", [lh.PopArtValueHead(9), lh.PopArtValueHead(8, 2)], ids=["features", "outputs"])
+def test_a_value_head_that_does_not_fit_the_network_is_refused(head):
+    config = lh.Config("X", network=SMALL, device="cpu")
+    with pytest.raises(lh.ConfigError, match=r"value head reads \d features and has \d outputs.*needs 8 and 1"):
+        build_policy(config, OBSERVATION, DISCRETE, value_head=head)
+
+
+def test_a_group_follows_the_optimiser_in_what_it_does_not_set():
+    config = lh.Config(
+        "X",
+        num_envs=2,
+        device="cpu",
+        network=lh.NetworkConfig(shared=(4,), actor=(4,), critic=(4,)),
+        optimizer=lh.OptimizerConfig(
+            learning_rate=constant(0.25),
+            eps=1e-3,
+            max_grad_norm=2.0,
+            shared=lh.GroupConfig(eps=1e-2),
+            actor=lh.GroupConfig(learning_rate=constant(0.5)),
+            critic=lh.GroupConfig(max_grad_norm=3.0),
+        ),
+    )
+    env = Toy(2)
+    policy = build_policy(config, env.observation_space, env.action_space)
+    groups = build_trainer(config, env, policy).learner.settings.groups
+    found = {name: (g.learning_rate(0.0), g.eps, g.max_grad_norm) for name, g in groups.items()}
+    assert found == {"shared": (0.25, 1e-2, 2.0), "actor": (0.5, 1e-3, 2.0), "critic": (0.25, 1e-3, 3.0)}
+
+
+@pytest.mark.parametrize(("beta", "expected"), [(None, 0.98), (constant(0.5), 0.5)])
+def test_the_head_keeps_its_own_beta_unless_the_config_names_one(beta, expected):
+    config = lh.Config("X", num_envs=2, device="cpu", network=SMALL, head=lh.HeadConfig(beta))
+    env = Toy(2)
+    trainer = build_trainer(config, env, build_policy(config, env.observation_space, env.action_space))
+    next(trainer)
+    assert trainer.policy.value_head.beta == expected
+
+
+def test_training_beside_a_process_group_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    config, env = lh.Config("X", num_envs=2, device="cpu", network=SMALL), Toy(2)
+    policy = build_policy(config, env.observation_space, env.action_space)
+    with pytest.raises(lh.ConfigError, match=r"one process, and a torch\.distributed process group exists"):
+        build_trainer(config, env, policy)

@@ -1,0 +1,70 @@
+"""Importing levelhead: cheap, and everything public is there."""
+
+import ast
+import importlib
+import json
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import levelhead
+
+SOURCE = ast.parse(Path(levelhead.__file__).read_text())
+
+
+def loaded_by(statement):
+    code = f"{statement}; import json, sys; print(json.dumps(sorted(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    return set(json.loads(done.stdout))
+
+
+def test_a_bare_import_brings_nothing_along():
+    heavy = {"torch", "numpy", "gymnasium", "tyro", "rich", "tensorboard", "matplotlib", "safetensors"}
+    assert not heavy & loaded_by("import levelhead")
+
+
+def test_a_value_head_does_not_bring_the_trainer_along():
+    assert not {"gymnasium", "tyro", "rich", "tensorboard"} & loaded_by("import levelhead; levelhead.PopArtValueHead")
+
+
+def test_every_public_name_is_what_it_says_even_after_every_module_was_imported():
+    for module in pkgutil.walk_packages(levelhead.__path__, "levelhead."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+    for name in levelhead.__all__:
+        assert not isinstance(getattr(levelhead, name), ModuleType), name
+
+
+def test_a_star_import_brings_every_public_name():
+    names = {}
+    exec("from levelhead import *", names)
+    assert set(levelhead.__all__) <= names.keys()
+
+
+def test_type_checkers_see_the_names_that_exist_at_run_time():
+    block = next(node for node in SOURCE.body if isinstance(node, ast.If) and node.test.id == "TYPE_CHECKING")
+    typed = {(node.module, alias.name) for node in block.body for alias in node.names}
+    assert all(alias.asname == alias.name for node in block.body for alias in node.names)
+    table = next(
+        ast.literal_eval(node.value)
+        for node in SOURCE.body
+        if isinstance(node, ast.Assign) and node.targets[0].id == "_HOME"
+    )
+    assert typed == {(module, name) for module, names in table.items() for name in names}
+
+
+def test_each_name_has_one_home_and_lives_there():
+    for module, names in levelhead._HOME.items():
+        for name in names:
+            assert getattr(importlib.import_module(module), name) is getattr(levelhead, name)
+    assert len(levelhead.__all__) == len(set(levelhead.__all__))
+    assert set(dir(levelhead)) == set(levelhead.__all__)
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="module 'levelhead' has no attribute 'nonsense'"):
+        _ = levelhead.nonsense

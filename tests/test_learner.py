@@ -1,0 +1,239 @@
+"""Epochs of minibatches: which rows count, what is clipped, and what stops a step."""
+
+from dataclasses import fields, replace
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from levelhead.objectives import ClipObjective
+from levelhead.schedules import Schedule, constant
+from parts import CHOICES, GROUP, REALS, Probe, learn, make_batch, make_learner, make_policy
+from toys import same, snapshot
+
+SPLITS = [(12, 4), (10, 3), (7, 7), (9, 2), (5, 4), (8, 1)]
+
+
+@pytest.mark.parametrize(("rows", "minibatches"), SPLITS)
+@pytest.mark.parametrize("share", [1.0, 0.6])
+def test_every_valid_row_counts_once_per_epoch_and_no_other_does(rows, minibatches, share):
+    policy, probe = make_policy(), Probe()
+    batch = make_batch(policy, rows)
+    valid = torch.arange(rows) < rows * share
+    learn(make_learner(policy, probe, epochs=3, minibatches=minibatches), batch, valid)
+    seen = probe.minibatches(batch)
+    assert len(seen) == 3 * minibatches
+    assert len({len(index) for index, _ in seen}) == 1
+    for epoch in range(3):
+        counted = []
+        for index, weight in seen[epoch * minibatches : (epoch + 1) * minibatches]:
+            mine = [i for i, w in zip(index, weight, strict=True) if w != 0]
+            counted += mine
+            assert all(w == pytest.approx(1 / len(mine)) for w in weight if w != 0)
+        assert sorted(counted) == valid.nonzero().flatten().tolist()
+
+
+def orders(seed, iteration, epochs=2):
+    policy, probe = make_policy(), Probe()
+    batch = make_batch(policy, 12)
+    learn(make_learner(policy, probe, seed, epochs=epochs, minibatches=1), batch, iteration=iteration)
+    return [tuple(index) for index, _ in probe.minibatches(batch)]
+
+
+def test_every_epoch_of_every_iteration_has_an_order_of_its_own_decided_by_the_seed():
+    every = [order for seed in (1, 2) for iteration in (0, 1) for order in orders(seed, iteration)]
+    assert len(set(every)) == len(every) == 8
+    assert orders(1, 1) == every[2:4]
+
+
+def altered(batch, rows, bad):
+    """`batch` with something else in `rows`; actions stay legal."""
+
+    def change(x):
+        x = x.clone()
+        x[rows] = bad if x.is_floating_point() else 0
+        return x
+
+    return replace(batch, **{field.name: change(getattr(batch, field.name)) for field in fields(batch)})
+
+
+@pytest.mark.parametrize("space", [CHOICES, REALS])
+@pytest.mark.parametrize("bad", [1.0, -50.0, float("nan"), float("inf")])
+def test_rows_that_are_not_valid_have_no_influence_whatever_they_hold(space, bad):
+    policy, other = make_policy(space), make_policy(space)
+    batch, valid = make_batch(policy, 10), torch.tensor([True, True, False, True, False] * 2)
+    learners = make_learner(policy), make_learner(other)
+    one = learn(learners[0], batch, valid)
+    two = learn(learners[1], altered(batch, ~valid, bad), valid)
+    assert not any(learners[1].faults().values())
+    assert same(policy.state_dict(), other.state_dict())
+    assert same(one, two)
+
+
+@pytest.mark.parametrize("space", [CHOICES, REALS])
+def test_a_huge_critic_gradient_does_not_reach_the_actor(space):
+    policy, other = make_policy(space), make_policy(space)
+    batch = make_batch(policy, 12)
+    learn(make_learner(policy), batch)
+    metrics = learn(make_learner(other), replace(batch, target=1e12 * batch.target))
+    assert metrics["grad/critic_norm"] > 1e10
+    for name, group in policy.groups().items():
+        assert (name == "critic") != all(map(torch.equal, group, other.groups()[name], strict=True))
+
+
+@pytest.mark.parametrize("shared", [(), (8,)])
+def test_each_group_is_clipped_to_its_own_norm_and_reported_unclipped(shared):
+    policy = make_policy(shared=shared)
+    limits = {"shared": 1e-3, "actor": 2e-3, "critic": 4e-3}
+    groups = {name: replace(GROUP, max_grad_norm=limit) for name, limit in limits.items()}
+    learner = make_learner(policy, epochs=1, minibatches=1, groups=groups)
+    metrics = learn(learner, make_batch(policy, 12))
+    assert set(learner.flat) == (set(limits) if shared else {"actor", "critic"})
+    for name, flat in learner.flat.items():
+        assert flat.gradient.norm().item() == pytest.approx(limits[name], rel=1e-4)
+        assert metrics[f"grad/{name}_norm"] > limits[name]
+
+
+@pytest.mark.parametrize("space", [CHOICES, REALS])
+def test_parameters_and_moments_stay_the_tensors_they_were(space):
+    policy = make_policy(space, shared=(8,))
+    learner = make_learner(policy)
+
+    def places():
+        named = {**dict(policy.named_parameters()), **learner.state_dict()}
+        return {name: (id(x), x.data_ptr()) for name, x in named.items() if isinstance(x, torch.Tensor)}
+
+    before, values = places(), snapshot(policy)
+    learn(learner, make_batch(policy, 12))
+    assert places() == before
+    for name, x in policy.named_parameters():
+        assert not torch.equal(x, values[name]), name
+
+
+class Breaking(ClipObjective):
+    """From call number `at` on, the loss or its gradient is not finite; keeps the state from before that call."""
+
+    def __init__(self, at, kind):
+        super().__init__(constant(0.2))
+        self.at, self.kind, self.calls = at, kind, 0
+
+    def state(self):
+        policy = snapshot(self.learner.policy)
+        return {**policy, **{name: x.clone() for name, x in self.learner.state_dict().items()}}
+
+    def __call__(self, new, batch):
+        answer, self.calls = super().__call__(new, batch), self.calls + 1
+        if self.calls - 1 != self.at:
+            return answer
+        self.before = self.state()
+        # The square root has an infinite slope at 0, which times 0 is NaN.
+        bad = (0 * new.log_prob).sqrt() if self.kind == "gradient" else float(self.kind)
+        return answer._replace(loss=answer.loss + bad)
+
+
+@pytest.mark.parametrize("at", [0, 4])
+@pytest.mark.parametrize(
+    ("kind", "named"), [("nan", "loss"), ("inf", "loss"), ("-inf", "loss"), ("gradient", "actor gradient")]
+)
+@pytest.mark.parametrize("space", [CHOICES, REALS])
+def test_no_step_is_taken_on_what_is_not_finite_nor_after_it(at, kind, named, space):
+    policy, objective = make_policy(space), Breaking(at, kind)
+    learner = objective.learner = make_learner(policy, objective)
+    start, batch = objective.state(), make_batch(policy, 12)
+    learn(learner, batch)
+    assert same(objective.before, objective.state())
+    assert same(start, objective.state()) == (at == 0)
+    faults = {name: bool(x) for name, x in learner.faults().items()}
+    assert next(name for name, broken in faults.items() if broken) == named
+    assert not faults["critic gradient"]
+    # Nothing of it is left in the next iteration.
+    learn(learner, batch, iteration=1)
+    assert not any(learner.faults().values())
+    assert not same(objective.before, objective.state())
+
+
+def test_no_step_is_taken_on_an_unhealthy_rollout():
+    policy = make_policy()
+    learner = make_learner(policy)
+    before = snapshot(policy), {name: x.clone() for name, x in learner.state_dict().items()}
+    learn(learner, make_batch(policy, 12), healthy=False)
+    assert same(before[0], policy.state_dict())
+    assert same(before[1], learner.state_dict())
+
+
+class HostReads(TorchDispatchMode):
+    """Counts operations whose result the host must wait for, and operations altogether."""
+
+    NAMES = ("_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select", "unique", "_unique2")
+
+    def __init__(self):
+        super().__init__()
+        self.reads, self.operations = [], 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.operations += 1
+        name = func.overloadpacket.__name__
+        indices = args[1] if name in ("index", "index_put", "index_put_") else ()
+        if name in self.NAMES or any(x is not None and x.dtype == torch.bool for x in indices):
+            self.reads.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("space", [CHOICES, REALS])
+@pytest.mark.parametrize("value", ["popart", "valuenorm", "linear"])
+def test_learning_never_waits_for_the_device(space, value):
+    policy = make_policy(space, value=value)
+    learner, batch = make_learner(policy, value_clip=0.2), make_batch(policy, 10)
+    with HostReads() as counter:
+        learn(learner, batch)
+    assert counter.operations > 100
+    assert counter.reads == []
+    with counter:
+        bool(batch.advantage.isfinite().all())
+    assert counter.reads != []
+
+
+def test_metrics_are_means_over_the_rows():
+    policy = make_policy(REALS)
+    batch = make_batch(policy, 12)
+    with torch.no_grad():
+        policy.action_head.log_std.copy_(torch.tensor([0.1, -0.5, 0.7]))
+        actor, critic = policy.features(batch.observation)
+        ratio = (policy.action_head.evaluate(actor, batch.action).log_prob - batch.log_prob).exp()
+        surrogate = torch.minimum(ratio * batch.advantage, ratio.clamp(0.8, 1.2) * batch.advantage).mean()
+        error = (policy.value_head.forward_normalized(critic).squeeze(-1) - batch.target).square().mean()
+        distribution = torch.distributions.Normal(torch.zeros(3), policy.action_head.log_std.exp())
+        entropy = distribution.entropy().sum()  # over dimensions: not their mean
+    got = learn(make_learner(policy, epochs=1, minibatches=1, value_coef=0.7), batch)
+    assert got["train/policy_gradient_loss"] == pytest.approx(-surrogate.item(), rel=1e-4)
+    assert got["train/value_loss"] == pytest.approx(error.item(), rel=1e-4)
+    assert got["entropy/action"] == pytest.approx(entropy.item(), rel=1e-5)
+    assert got["train/entropy_loss"] == -got["entropy/action"]
+    assert got["train/loss"] == pytest.approx((-surrogate + 0.7 * error - 0.1 * entropy).item(), rel=1e-4)
+    assert got["train/clip_fraction"] == pytest.approx(((ratio - 1).abs() > 0.2).float().mean().item())
+    assert got["train/approx_kl"] == pytest.approx((ratio - 1 - ratio.log()).mean().item(), rel=1e-3)
+
+
+@pytest.mark.parametrize("progress", [0.0, 0.25, 1.0, 1.5])
+def test_every_rate_and_coefficient_follows_its_own_schedule(progress):
+    schedules = {"shared": Schedule(0.5, 0.25), "actor": Schedule(1e-2, 0.0), "critic": constant(1e-3)}
+    groups = {name: replace(GROUP, learning_rate=rate) for name, rate in schedules.items()}
+    objective, policy = ClipObjective(Schedule(0.2, 0.1)), make_policy(shared=(8,))
+    learner = make_learner(policy, objective, groups=groups, entropy_coef=Schedule(0.05, 0.001))
+    learner.advance(progress)
+    metrics = learn(learner, make_batch(policy, 12))
+    for name, rate in schedules.items():
+        assert learner.learning_rates[name].tensor == pytest.approx(rate(progress))
+        assert learner.learning_rates[name].tensor >= 0
+    assert metrics["train/learning_rate"] == pytest.approx(schedules["actor"](progress))
+    assert metrics["train/entropy_coef"] == pytest.approx(Schedule(0.05, 0.001)(progress))
+    assert objective.clip_range.tensor == pytest.approx(Schedule(0.2, 0.1)(progress))
+
+
+def test_a_learning_rate_of_zero_holds_its_group_still():
+    policy = make_policy()
+    before = snapshot(policy)
+    still = replace(GROUP, learning_rate=constant(0.0))
+    learn(make_learner(policy, groups={"actor": still, "critic": GROUP}), make_batch(policy, 12))
+    for name, x in policy.named_parameters():
+        assert torch.equal(x, before[name]) == ("actor" in name or "action" in name), name
