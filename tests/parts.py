@@ -21,7 +21,7 @@ SETTINGS = LearnerSettings(
     epochs=2,
     minibatches=3,
     entropy_coef=constant(0.1),
-    value_coef=0.5,
+    value_coef=constant(0.5),
     value_clip=None,
     groups={"shared": GROUP, "actor": GROUP, "critic": GROUP},
 )
@@ -48,7 +48,10 @@ def make_batch(policy: Policy, rows: int, seed: int = 0) -> Batch:
 
 
 def make_learner(policy: Policy, objective: Objective | None = None, seed: int = 1, **changes) -> Learner:
-    return Learner(policy, objective or ClipObjective(constant(0.2)), replace(SETTINGS, **changes), seed)
+    """A learner at the beginning of its schedules; `changes` are fields of its settings."""
+    learner = Learner(policy, objective or ClipObjective(constant(0.2)), replace(SETTINGS, **changes), seed)
+    learner.advance(0.0)
+    return learner
 
 
 def learn(learner: Learner, batch: Batch, valid=None, healthy: bool = True, iteration: int = 0):

@@ -1,6 +1,7 @@
 """Rollouts: what is stored is what was drawn and what truly followed."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from levelhead.actions import GaussianHead
 from levelhead.build import build_policy
 from levelhead.collector import Collector
 from levelhead.envs import GymnasiumVecEnv, make_gymnasium
-from toys import Chain, Counting, Matching, Noise, Tampered, config, readout
+from toys import SMALL, Chain, Counting, Matching, Noise, Tampered, config, readout
 
 PLANS = [((3, "t"), (2, "c"), (4, "b")), ((5, "c"), (1, "t")), ((1, "c"),)]
 every_mode = pytest.mark.parametrize("mode", list(AutoresetMode))
@@ -96,8 +97,7 @@ def test_the_drawn_action_is_stored_while_the_environment_receives_it_within_its
 @pytest.mark.parametrize("normalize", [False, True])
 def test_the_stored_log_probability_is_that_of_the_policy_as_it_stands(env, normalize):
     env = env()
-    settings = config(env)
-    policy = policy_for(env, network=settings.network.__class__(normalize_observation=normalize))
+    policy = policy_for(env, network=replace(SMALL, normalize_observation=normalize))
     rollout = Collector(env, policy, 32, seed=1).collect(0)
     with torch.no_grad():
         features = policy.actor_features(policy.prepare(rollout.observation))

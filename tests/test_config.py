@@ -53,8 +53,8 @@ OUT_OF_RANGE = [
     ("ppo.clip_range", Schedule(0.2, -0.1)),
     ("ppo.advantage", "minibatch"),
     ("ppo.entropy_coef", Schedule(0.1, -0.1)),
-    *(("ppo.value_coef", x) for x in (0.0, -1.0)),
-    *(("ppo.value_clip", x) for x in (0.0, -1.0)),
+    *(("ppo.value_coef", x) for x in (constant(0.0), Schedule(0.5, -0.5))),
+    *(("ppo.value_clip", x) for x in (constant(0.0), Schedule(0.2, 0.0))),
     *(
         (f"{group}.{name}", x)
         for group in ("optimizer", *OPTIMIZER_GROUPS)
@@ -173,8 +173,8 @@ CHANGES_THE_OUTCOME = {
     "ppo.clip_range": (constant(1e-3), {}),
     "ppo.advantage": ("none", {}),
     "ppo.entropy_coef": (constant(0.1), {}),
-    "ppo.value_coef": (0.1, {}),
-    "ppo.value_clip": (1e-3, {}),
+    "ppo.value_coef": (constant(0.1), {}),
+    "ppo.value_clip": (constant(1e-3), {}),
     "optimizer.learning_rate": (Schedule(1e-2, 0.0), {}),
     "optimizer.eps": (1e-2, {}),
     "optimizer.max_grad_norm": (1e-2, {}),

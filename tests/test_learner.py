@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from levelhead.learner import Learner
 from levelhead.objectives import ClipObjective
 from levelhead.schedules import Schedule, constant
-from parts import CHOICES, GROUP, REALS, Probe, learn, make_batch, make_learner, make_policy
+from parts import CHOICES, GROUP, REALS, SETTINGS, Probe, learn, make_batch, make_learner, make_policy
 from toys import same, snapshot
 
 SPLITS = [(12, 4), (10, 3), (7, 7), (9, 2), (5, 4), (8, 1)]
@@ -77,8 +78,8 @@ def test_a_huge_critic_gradient_does_not_reach_the_actor(space):
     learn(make_learner(policy), batch)
     metrics = learn(make_learner(other), replace(batch, target=1e12 * batch.target))
     assert metrics["grad/critic_norm"] > 1e10
-    for name, group in policy.groups().items():
-        assert (name == "critic") != all(map(torch.equal, group, other.groups()[name], strict=True))
+    for (name, x), y in zip(policy.named_parameters(), other.parameters(), strict=True):
+        assert torch.equal(x, y) == ("actor" in name or "action" in name), name
 
 
 @pytest.mark.parametrize("shared", [(), (8,)])
@@ -183,7 +184,7 @@ class HostReads(TorchDispatchMode):
 @pytest.mark.parametrize("value", ["popart", "valuenorm", "linear"])
 def test_learning_never_waits_for_the_device(space, value):
     policy = make_policy(space, value=value)
-    learner, batch = make_learner(policy, value_clip=0.2), make_batch(policy, 10)
+    learner, batch = make_learner(policy, value_clip=constant(0.2)), make_batch(policy, 10)
     with HostReads() as counter:
         learn(learner, batch)
     assert counter.operations > 100
@@ -204,7 +205,7 @@ def test_metrics_are_means_over_the_rows():
         error = (policy.value_head.forward_normalized(critic).squeeze(-1) - batch.target).square().mean()
         distribution = torch.distributions.Normal(torch.zeros(3), policy.action_head.log_std.exp())
         entropy = distribution.entropy().sum()  # over dimensions: not their mean
-    got = learn(make_learner(policy, epochs=1, minibatches=1, value_coef=0.7), batch)
+    got = learn(make_learner(policy, epochs=1, minibatches=1, value_coef=constant(0.7)), batch)
     assert got["train/policy_gradient_loss"] == pytest.approx(-surrogate.item(), rel=1e-4)
     assert got["train/value_loss"] == pytest.approx(error.item(), rel=1e-4)
     assert got["entropy/action"] == pytest.approx(entropy.item(), rel=1e-5)
@@ -219,7 +220,8 @@ def test_every_rate_and_coefficient_follows_its_own_schedule(progress):
     schedules = {"shared": Schedule(0.5, 0.25), "actor": Schedule(1e-2, 0.0), "critic": constant(1e-3)}
     groups = {name: replace(GROUP, learning_rate=rate) for name, rate in schedules.items()}
     objective, policy = ClipObjective(Schedule(0.2, 0.1)), make_policy(shared=(8,))
-    learner = make_learner(policy, objective, groups=groups, entropy_coef=Schedule(0.05, 0.001))
+    coefficients = {"entropy_coef": Schedule(0.05, 0.001), "value_coef": Schedule(1.0, 2.0)}
+    learner = make_learner(policy, objective, epochs=1, minibatches=1, groups=groups, **coefficients)
     learner.advance(progress)
     metrics = learn(learner, make_batch(policy, 12))
     for name, rate in schedules.items():
@@ -228,6 +230,19 @@ def test_every_rate_and_coefficient_follows_its_own_schedule(progress):
     assert metrics["train/learning_rate"] == pytest.approx(schedules["actor"](progress))
     assert metrics["train/entropy_coef"] == pytest.approx(Schedule(0.05, 0.001)(progress))
     assert objective.clip_range.tensor == pytest.approx(Schedule(0.2, 0.1)(progress))
+    entropy, value = (coefficients[name](progress) for name in ("entropy_coef", "value_coef"))
+    parts = metrics["train/policy_gradient_loss"] + value * metrics["train/value_loss"]
+    assert metrics["train/loss"] == pytest.approx(parts.item() - entropy * metrics["entropy/action"].item(), rel=1e-4)
+
+
+def test_a_learner_that_was_never_advanced_is_at_the_beginning_of_its_schedules():
+    changes = {"entropy_coef": Schedule(0.5, 0.0), "value_coef": Schedule(0.25, 1.0), "value_clip": Schedule(0.1, 0.9)}
+    policies = make_policy(), make_policy()
+    learn(make_learner(policies[0], **changes), make_batch(policies[0], 12))
+    learn(
+        Learner(policies[1], ClipObjective(constant(0.2)), replace(SETTINGS, **changes), 1), make_batch(policies[1], 12)
+    )
+    assert same(policies[0].state_dict(), policies[1].state_dict())
 
 
 def test_a_learning_rate_of_zero_holds_its_group_still():

@@ -26,7 +26,7 @@ FULL = lh.Config(
     env=lh.EnvConfig({"g": 5.0, "flag": True, "nested": {"x": [1, None, "text"]}}),
     network=lh.NetworkConfig(shared=(7,), actor=(), activation="silu", normalize_observation=True),
     head=lh.HeadConfig(Schedule(0.9, 0.999)),
-    ppo=lh.PPOConfig(clip_range=Schedule(0.3, 0.1, "cosine"), value_clip=0.2, advantage="head"),
+    ppo=lh.PPOConfig(clip_range=Schedule(0.3, 0.1, "cosine"), value_clip=constant(0.2), advantage="head"),
     optimizer=lh.OptimizerConfig(
         learning_rate=Schedule(1e-3, 1e-5, "exponential"),
         shared=lh.GroupConfig(eps=1e-7),
@@ -109,7 +109,7 @@ def test_an_unknown_name_is_refused_and_the_nearest_named(data, message):
         ("env.kwargs", "text"),
         ("ppo", 3),
         ("ppo", None),
-        ("ppo.value_clip", "0.2"),
+        ("ppo.value_clip", "narrow"),
         ("ppo.clip_range", "linear:0.2"),
         ("ppo.clip_range", "steep:0.2:0.1"),
         ("ppo.clip_range", [0.2]),

@@ -14,8 +14,11 @@ from levelhead.build import build_policy, build_trainer
 from levelhead.config import Config, NetworkConfig
 from levelhead.envs import Step, VecEnv
 from levelhead.networks import Network, Policy
+from levelhead.objectives import Objective
 from levelhead.trainer import Trainer
 from levelhead.values import LinearValueHead
+
+torch.set_num_threads(1)  # tensors are tiny here: a second thread only costs
 
 ONE_NUMBER = Box(-np.inf, np.inf, (1,))
 TWO_CHOICES = Discrete(2)
@@ -178,10 +181,11 @@ def config(env: VecEnv, **options) -> Config:
     return replace(base, **options)
 
 
-def make_trainer(env: VecEnv, **options) -> Trainer:
+def make_trainer(env: VecEnv, objective: Objective | None = None, **options) -> Trainer:
     """A trainer at its beginning."""
     settings = config(env, **options)
-    return build_trainer(settings, env, build_policy(settings, env.observation_space, env.action_space))
+    policy = build_policy(settings, env.observation_space, env.action_space)
+    return build_trainer(settings, env, policy, objective)
 
 
 def snapshot(module: nn.Module) -> dict[str, torch.Tensor]:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from levelhead.errors import ConfigError as ConfigError
     from levelhead.errors import LevelheadError as LevelheadError
     from levelhead.errors import TrainingFault as TrainingFault
-    from levelhead.evaluate import Report as Report
+    from levelhead.evaluation import Report as Report
     from levelhead.losses import clip_surrogate as clip_surrogate
     from levelhead.networks import Network as Network
     from levelhead.networks import Policy as Policy
@@ -64,7 +64,7 @@ _HOME = {
     ),
     "levelhead.envs": ("GymnasiumVecEnv", "Step", "VecEnv"),
     "levelhead.errors": ("CheckpointError", "ConfigError", "LevelheadError", "TrainingFault"),
-    "levelhead.evaluate": ("Report",),
+    "levelhead.evaluation": ("Report",),
     "levelhead.losses": ("clip_surrogate",),
     "levelhead.networks": ("Network", "Policy"),
     "levelhead.numerics": ("explained_variance", "local"),

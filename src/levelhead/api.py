@@ -20,7 +20,7 @@ from levelhead.build import build_policy, build_trainer
 from levelhead.config import Config, Device, ValueKind
 from levelhead.envs import GymnasiumVecEnv, VecEnv, make_gymnasium
 from levelhead.errors import CheckpointError, ConfigError, TrainingFault
-from levelhead.evaluate import Report, run_episodes
+from levelhead.evaluation import Report, run_episodes
 from levelhead.networks import Network, Policy
 from levelhead.objectives import Objective
 from levelhead.presets import preset

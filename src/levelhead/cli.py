@@ -13,7 +13,7 @@ from rich.console import Console
 from levelhead import __version__, api, rundir
 from levelhead.config import Config
 from levelhead.errors import CheckpointError, ConfigError, TrainingFault
-from levelhead.evaluate import Report
+from levelhead.evaluation import Report
 from levelhead.presets import preset
 from levelhead.schedules import Schedule, schedule
 

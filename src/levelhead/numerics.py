@@ -23,6 +23,11 @@ class Moments(NamedTuple):
     mean: Tensor
     var: Tensor
 
+    @property
+    def finite(self) -> Tensor:
+        """bool `[K]`: whether every entry that counted was finite."""
+        return self.mean.isfinite() & self.var.isfinite()
+
 
 def local(x: Tensor) -> Tensor:
     """The `reduce` of a single process: `x` itself."""

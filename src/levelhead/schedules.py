@@ -79,14 +79,13 @@ def schedule(value: "float | str | Schedule") -> Schedule:
         return constant(value)
     shape, *ends = value.split(":")
     try:
-        if not ends:
-            return constant(float(shape))
-        start, end = (float(x) for x in ends)
+        numbers = [float(x) for x in (ends or [shape])]
+        start, end = numbers if ends else (numbers[0], numbers[0])
     except ValueError:
         raise ValueError(
             f"{value!r} is not a schedule: write a number, or SHAPE:START:END with SHAPE one of {', '.join(SHAPES)}"
         ) from None
-    return Schedule(start, end, shape)  # pyright: ignore[reportArgumentType]  # checked in __post_init__
+    return Schedule(start, end, shape if ends else "constant")  # pyright: ignore[reportArgumentType]  # checked in __post_init__
 
 
 class Coefficient:

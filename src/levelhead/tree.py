@@ -16,6 +16,8 @@ def tree_map(function: Callable[..., Tensor], tree: Tree, *others: Tree) -> Tree
         ValueError: the trees differ in structure.
     """
     if isinstance(tree, Tensor):
+        if any(not isinstance(other, Tensor) for other in others):
+            raise ValueError(f"trees differ: a tensor against {[type(other).__name__ for other in others]}")
         return function(tree, *others)
     if isinstance(tree, dict):
         node = cast("dict[str, Tree]", tree)
@@ -23,8 +25,8 @@ def tree_map(function: Callable[..., Tensor], tree: Tree, *others: Tree) -> Tree
             raise ValueError(f"trees differ: keys {sorted(node)} against {others}")
         return {key: tree_map(function, node[key], *(other[key] for other in others)) for key in node}
     children = cast("tuple[Tree, ...]", tree)
-    if any(len(other) != len(children) for other in others):
-        raise ValueError(f"trees differ: {len(children)} children against {[len(other) for other in others]}")
+    if any(not isinstance(other, tuple) or len(other) != len(children) for other in others):
+        raise ValueError(f"trees differ: {len(children)} children against {[type(other).__name__ for other in others]}")
     mapped = [tree_map(function, *nodes) for nodes in zip(children, *others, strict=True)]
     make = getattr(type(children), "_make", tuple)
     return make(mapped)

@@ -65,14 +65,13 @@ def test_the_learner_does_what_plain_pytorch_does(space, shared, value_clip, row
     plain, probe = copy.deepcopy(policy).double(), Probe()
     batch = make_batch(policy, rows)
     valid = torch.rand(rows, generator=torch.Generator().manual_seed(3)) < share
-    coefficients = {"value_clip": value_clip, "value_coef": 0.7}
-    learner = make_learner(
-        policy, probe, epochs=3, minibatches=3, groups=GROUPS, entropy_coef=constant(0.3), **coefficients
-    )
+    coefficients = {"entropy_coef": constant(0.3), "value_coef": constant(0.7)}
+    clip = None if value_clip is None else constant(value_clip)
+    learner = make_learner(policy, probe, epochs=3, minibatches=3, groups=GROUPS, value_clip=clip, **coefficients)
     start = [p.detach().clone() for p in policy.parameters()]
     learn(learner, batch, valid)
     counted = [[i for i, w in zip(index, weight, strict=True) if w != 0] for index, weight in probe.minibatches(batch)]
-    plain_update(plain, batch, counted, entropy_coef=0.3, **coefficients)
+    plain_update(plain, batch, counted, value_clip, entropy_coef=0.3, value_coef=0.7)
     for (name, ours), reference, before in zip(policy.named_parameters(), plain.parameters(), start, strict=True):
         moved = (reference - before).abs().max()
         assert moved > 1e-4, name

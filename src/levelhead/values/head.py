@@ -96,14 +96,13 @@ class ValueHead(TargetStatistics, ABC):
         Raises:
             ValueError: wrong shapes; nothing broadcasts.
         """
-        y = self.normalize(self._fill(targets, mask), task=task)
-        old = None if old_values is None else self.normalize(self._fill(old_values, mask), task=task)
+        mask = None if mask is None else self._over(targets, task, "mask", mask)
+        y = self.normalize(_fill(targets, mask), task=task)
+        old = None if old_values is None else self.normalize(_fill(old_values, mask), task=task)
         loss = self.loss_normalized(features, y, task=task, old=old, clip=clip)
-        for name, factor in (("mask", mask), ("weights", weights)):
-            if factor is not None:
-                factor = _fit(name, factor, loss)
-                loss = torch.where(factor, loss, 0.0) if factor.dtype == torch.bool else loss * factor
-        return loss
+        if weights is not None:
+            loss = loss * _fill(self._over(targets, task, "weights", weights), mask)
+        return _fill(loss, mask)
 
     def loss_normalized(
         self,
@@ -120,17 +119,14 @@ class ValueHead(TargetStatistics, ABC):
         """
         z = self.forward_normalized(features)
         if task is not None:
+            if task.shape != z.shape[:-1]:
+                raise ValueError(f"task ids {tuple(task.shape)} don't fit features {tuple(features.shape)}")
             z = z.gather(-1, task.unsqueeze(-1)).squeeze(-1)
         elif self.output_dim == 1 and y.shape == z.shape[:-1]:
             z = z.squeeze(-1)
         if y.shape != z.shape:
             raise ValueError(f"targets {tuple(y.shape)} don't fit values {tuple(z.shape)}; nothing broadcasts")
         return value_loss(z, y, old, clip)
-
-    @staticmethod
-    def _fill(x: Tensor, mask: Tensor | None) -> Tensor:
-        """`x` with 0 where it is masked out, so that a NaN there reaches neither the loss nor a gradient."""
-        return x if mask is None else torch.where(_fit("mask", mask, x), x, 0.0)
 
     # -- statistics ----------------------------------------------------------------------------------------------
 
@@ -187,9 +183,10 @@ class ValueHead(TargetStatistics, ABC):
         Returns:
             bool `[K]`: False for outputs that were left as they were because a target was not finite.
         """
-        movement = self._move(targets, task, mask, weights, reduce)
-        self._moved(movement, preserve=movement.scaled)
-        return movement.finite
+        batch = self._measure(targets, task, mask, weights, reduce)
+        before = self._move(batch)
+        self._moved(before, preserve=before.scaled)
+        return batch.finite
 
     def _checked_move(
         self,
@@ -200,10 +197,10 @@ class ValueHead(TargetStatistics, ABC):
         reduce: Reduce | None,
         preserve: Tensor,
     ) -> None:
-        self._check(task, mask, weights)
-        movement = self._move(targets, task, mask, weights, reduce)
-        self._require_finite(movement.finite)
-        self._moved(movement, preserve)
+        self._check_values(task, weights)
+        batch = self._measure(targets, task, mask, weights, reduce)
+        self._require_finite(batch)
+        self._moved(self._move(batch), preserve)
 
     def _moved(self, before: Movement, preserve: Tensor) -> None:
         """Lets layer and mirrors follow the statistics; `preserve` is bool `[K]`."""
@@ -263,10 +260,6 @@ class ValueHead(TargetStatistics, ABC):
                 rescale_moments(self.linear.bias, optimizer, scale)
 
 
-def _fit(name: str, factor: Tensor, like: Tensor) -> Tensor:
-    """`factor` of shape [L] or [L, K], ready to multiply a tensor of `like`'s shape."""
-    if factor.shape == like.shape:
-        return factor
-    if like.shape[:-1] == factor.shape:
-        return factor.unsqueeze(-1)
-    raise ValueError(f"{name} {tuple(factor.shape)} doesn't fit targets {tuple(like.shape)}")
+def _fill(x: Tensor, mask: Tensor | None) -> Tensor:
+    """`x` with 0 where it is masked out, so that a NaN there reaches neither the loss nor a gradient."""
+    return x if mask is None else torch.where(mask, x, 0.0)

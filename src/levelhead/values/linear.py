@@ -17,10 +17,8 @@ class LinearValueHead(ValueHead):
     def forward_normalized(self, features: Tensor) -> Tensor:
         return self.linear(features)
 
-    def _absorb(self, batch: Moments) -> Tensor:
-        finite = batch.mean.isfinite() & batch.var.isfinite()
-        self.count.add_(finite & (batch.weight > 0))
-        return finite
+    def _absorb(self, batch: Moments, reached: Tensor) -> None:  # noqa: ARG002  # nothing of the batch is kept
+        self.count.add_(reached)
 
     def normalize(self, x: Tensor, *, task: Tensor | None = None) -> Tensor:
         """`x` itself; shapes are checked as in every head."""

@@ -8,6 +8,19 @@ from torch import Tensor
 
 FIRST_MOMENTS = ("exp_avg", "momentum_buffer")
 SECOND_MOMENTS = ("exp_avg_sq", "max_exp_avg_sq")
+UNKNOWN_STATE = (
+    "Adadelta",
+    "Adafactor",
+    "Adagrad",
+    "Adamax",
+    "ASGD",
+    "LBFGS",
+    "Muon",
+    "RMSprop",
+    "Rprop",
+    "SparseAdam",
+)
+"""Optimisers of torch whose state holds other things than the moments above."""
 
 
 class Optimizer(Protocol):
@@ -40,8 +53,11 @@ def locate(parameter: Tensor, optimizer: Optimizer) -> tuple[Tensor, int]:
     Found by identity, or by storage where `parameter` is a view of a flat tensor that is being optimised.
 
     Raises:
-        ValueError: the optimiser doesn't hold the parameter.
+        ValueError: the optimiser doesn't hold the parameter, or keeps a state that nobody here knows how to rescale.
     """
+    kind = type(optimizer)
+    if kind.__module__.startswith("torch.optim") and kind.__name__ in UNKNOWN_STATE:
+        raise ValueError(f"no way to rescale the state of {kind.__name__}; accepted: Adam, AdamW, NAdam, RAdam, SGD")
     held: list[Tensor] = [p for group in optimizer.param_groups for p in group["params"]]
     for candidate in held:
         if candidate is parameter:

@@ -18,15 +18,12 @@ STATISTICS = ("mean", "var", "std", "count", "retained", "scaled")
 
 
 class Movement(NamedTuple):
-    """What one update did to the statistics, each `[K]`."""
+    """What the statistics were before an update, each `[K]`."""
 
     mean: Tensor
     std: Tensor
-    """Mean and std from before the update."""
     scaled: Tensor
-    """bool: the output had seen a real spread before the update."""
-    finite: Tensor
-    """bool: the targets were finite; where they were not, the statistics stay as they were."""
+    """bool: whether the output had seen a real spread."""
 
 
 class TargetStatistics(nn.Module):
@@ -121,36 +118,25 @@ class TargetStatistics(nn.Module):
 
     def _pick(self, x: Tensor, task: Tensor | None) -> tuple[Tensor, Tensor]:
         """Mean and std that broadcast exactly over `x`, whose shape is checked."""
+        if not x.is_floating_point():
+            raise ValueError(f"values must be floating-point, not {x.dtype}")
+        self._check_layout(x, task)
         if task is not None:
-            if x.shape != task.shape:
-                raise ValueError(
-                    f"with task ids of shape {tuple(task.shape)}, values must have it too: {tuple(x.shape)}"
-                )
-            task = task.to(self.mean.device)
-            return self.mean[task], self.std[task]
-        if self.output_dim == 1:
-            return self.mean[0], self.std[0]
-        self._require_columns(x)
-        return self.mean, self.std
-
-    def _require_columns(self, x: Tensor) -> None:
-        if x.ndim == 0 or x.shape[-1] != self.output_dim:
-            raise ValueError(
-                f"expected [..., {self.output_dim}], or [...] with task ids; got {tuple(x.shape)}"
-                f" for a head of {self.output_dim} outputs"
-            )
+            index = task.to(self.mean.device).reshape(-1)
+            return self.mean.index_select(0, index).view(x.shape), self.std.index_select(0, index).view(x.shape)
+        return (self.mean[0], self.std[0]) if self.output_dim == 1 else (self.mean, self.std)
 
     # -- moving --------------------------------------------------------------------------------------------------
 
-    def _move(
+    def _measure(
         self,
         targets: Tensor,
         task: Tensor | None,
         mask: Tensor | None,
         weights: Tensor | None,
         reduce: Reduce | None,
-    ) -> Movement:
-        """Moves the statistics towards the batch's own, in place, without waiting for the device."""
+    ) -> Moments:
+        """The batch's own statistics per output, over all ranks; reads no values, so it doesn't wait for the device."""
         if reduce is None:
             if torch.distributed.is_available() and torch.distributed.is_initialized():
                 raise RuntimeError(
@@ -158,13 +144,15 @@ class TargetStatistics(nn.Module):
                     " reduce=(a function that sums a tensor over ranks), or reduce=levelhead.local to opt out"
                 )
             reduce = local
-        y, w = self._columns(targets.detach(), task, mask, weights)
-        before = self.mean.clone(), self.std.clone(), self.scaled.clone()
-        return Movement(*before, finite=self._absorb(moments(y, w, reduce)))
+        return moments(*self._columns(targets.detach(), task, mask, weights), reduce)
 
-    def _absorb(self, batch: Moments) -> Tensor:
-        finite = batch.mean.isfinite() & batch.var.isfinite()
-        reached = finite & (batch.weight > 0)
+    def _move(self, batch: Moments) -> Movement:
+        """Moves the statistics towards a batch's, in place; outputs without (finite) samples are left alone."""
+        before = Movement(self.mean.clone(), self.std.clone(), self.scaled.clone())
+        self._absorb(batch, reached=batch.finite & (batch.weight > 0))
+        return before
+
+    def _absorb(self, batch: Moments, reached: Tensor) -> None:
         retained = self.retained * self._beta
         step = (1.0 - self._beta) / (1.0 - retained)
         delta = batch.mean - self.mean
@@ -184,51 +172,62 @@ class TargetStatistics(nn.Module):
             (self.count, self.count + 1),
         ):
             buffer.copy_(torch.where(reached, new, buffer))
-        return finite
+
+    # -- shapes --------------------------------------------------------------------------------------------------
+
+    def _check_layout(self, x: Tensor, task: Tensor | None) -> None:
+        """Whether `x` is [L] or [L, K] as it should be."""
+        k = self.output_dim
+        if task is not None:
+            if task.shape != x.shape:
+                raise ValueError(
+                    f"with task ids of shape {tuple(task.shape)}, values must have it too: {tuple(x.shape)}"
+                )
+            if task.dtype != torch.int64:
+                raise ValueError(f"task ids must be int64, not {task.dtype}")
+        elif k > 1 and (x.ndim == 0 or x.shape[-1] != k):
+            raise ValueError(
+                f"expected [..., {k}], or [...] with task ids, for a head of {k} outputs; got {tuple(x.shape)}"
+            )
+
+    def _over(self, targets: Tensor, task: Tensor | None, name: str, given: Tensor) -> Tensor:
+        """A mask or weights of shape [L] or `targets`' shape, in the latter."""
+        if name == "mask" and given.dtype != torch.bool:
+            raise ValueError(f"mask must be bool, not {given.dtype}; sample weights go into weights=")
+        if given.shape == targets.shape:
+            return given
+        if task is None and targets.shape == (*given.shape, self.output_dim):
+            return given.unsqueeze(-1).expand(targets.shape)
+        raise ValueError(f"{name} {tuple(given.shape)} doesn't fit targets {tuple(targets.shape)}")
 
     def _columns(
         self, targets: Tensor, task: Tensor | None, mask: Tensor | None, weights: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Targets as `[M, K]` or `[M, 1]`, and their weights as `[M, K]`; checks every shape."""
-        k = self.output_dim
-        if task is not None and task.shape != targets.shape:
-            raise ValueError(f"task ids {tuple(task.shape)} and targets {tuple(targets.shape)} must have one shape")
-        if task is None and k > 1:
-            self._require_columns(targets)
-        columns = 1 if task is not None else k
+        """Targets and their weights as `[M, K]`."""
+        self._check_layout(targets, task)
         device = self.mean.device
-        weight = torch.ones((), dtype=torch.float64, device=device)
+        weight = torch.ones(targets.shape, dtype=torch.float64, device=device)
         for name, given in (("mask", mask), ("weights", weights)):
-            if given is None:
-                continue
-            if given.shape == targets.shape:
-                given = given.reshape(-1, columns)
-            elif task is None and targets.shape == (*given.shape, k):
-                given = given.reshape(-1, 1)
-            else:
-                raise ValueError(f"{name} {tuple(given.shape)} doesn't fit targets {tuple(targets.shape)}")
-            weight = weight * given.to(device, torch.float64)
-        y = targets.to(device).reshape(-1, columns)
-        weight = weight.expand(y.shape)
-        if task is not None:
-            outputs = torch.arange(k, device=device)
-            weight = weight * (task.to(device).reshape(-1, 1) == outputs)
-            y = y.expand(weight.shape)
-        return y, weight
+            if given is not None:
+                weight = weight * self._over(targets, task, name, given.detach()).to(device, torch.float64)
+        targets = targets.to(device)
+        if task is None:
+            return targets.reshape(-1, self.output_dim), weight.reshape(-1, self.output_dim)
+        belongs = task.to(device).reshape(-1, 1) == torch.arange(self.output_dim, device=device)
+        return targets.reshape(-1, 1).expand(belongs.shape), weight.reshape(-1, 1) * belongs
 
-    def _check(self, task: Tensor | None, mask: Tensor | None, weights: Tensor | None) -> None:
+    def _check_values(self, task: Tensor | None, weights: Tensor | None) -> None:
         """What only reading the values can tell; waits for the device."""
         if task is not None and task.numel() and not (int(task.min()) >= 0 and int(task.max()) < self.output_dim):
             raise ValueError(f"task ids must lie in 0..{self.output_dim - 1}; got {int(task.min())}..{int(task.max())}")
-        if mask is not None and mask.dtype != torch.bool:
-            raise ValueError(f"mask must be bool, not {mask.dtype}; sample weights go into weights=")
         if weights is not None and not bool((weights >= 0).all()):
             raise ValueError("weights must not be negative or NaN")
 
     @staticmethod
-    def _require_finite(finite: Tensor) -> None:
-        if not bool(finite.all()):
-            outputs = (~finite).nonzero().flatten().tolist()
+    def _require_finite(batch: Moments) -> None:
+        """Raises where a target was not finite; waits for the device."""
+        if not bool(batch.finite.all()):
+            outputs = (~batch.finite).nonzero().flatten().tolist()
             raise ValueError(
                 f"non-finite target for output {', '.join(map(str, outputs))}; statistics left as they were."
                 " Exclude such samples with mask="
@@ -287,5 +286,7 @@ class ValueNormalizer(TargetStatistics):
             ValueError: wrong shape, or a non-finite target; nothing is changed then.
             RuntimeError: a process group exists and `reduce` is missing.
         """
-        self._check(task, mask, weights)
-        self._require_finite(self._move(targets, task, mask, weights, reduce).finite)
+        self._check_values(task, weights)
+        batch = self._measure(targets, task, mask, weights, reduce)
+        self._require_finite(batch)
+        self._move(batch)

@@ -1,0 +1,274 @@
+"""lh.resume: a run that was cut ends as if it never had been."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from functools import partial
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import levelhead as lh
+from levelhead import checkpoint
+from levelhead.objectives import ClipObjective
+from levelhead.schedules import Schedule, constant
+
+pytestmark = pytest.mark.usefixtures("workdir")
+CARTPOLE = partial(gym.make, "CartPole-v1")
+
+
+def step_directory(directory, step):
+    return directory / "checkpoints" / f"step-{step:012d}"
+
+
+def forget_after(directory, step):
+    for path in checkpoint.checkpoints(directory):
+        if path.name > f"step-{step:012d}":
+            shutil.rmtree(path)
+
+
+def tree(directory):
+    return {p: p.read_bytes() for p in directory.rglob("*") if p.is_file()}
+
+
+class Crash(Exception):
+    pass
+
+
+class Crashing(gym.Wrapper):
+    """CartPole that fails at a given step."""
+
+    def __init__(self, at):
+        super().__init__(CARTPOLE())
+        self.at, self.t = at, 0
+
+    def step(self, action):
+        self.t += 1
+        if self.t == self.at:
+            raise Crash
+        return self.env.step(action)
+
+
+# -- the same as never interrupted -------------------------------------------------------------------------------
+
+VARIANTS = {
+    "popart": {},
+    "normalised observations": {"network.normalize_observation": True},
+    "linear head": {"value": "linear"},
+    "running norm": {"value": "runningnorm"},
+    "shared layers": {"network.shared": (8,)},
+    "schedules": {
+        "optimizer.learning_rate": Schedule(1e-2, 0.0),
+        "ppo.clip_range": Schedule(0.3, 0.1, "cosine"),
+        "ppo.entropy_coef": Schedule(0.05, 0.001, "exponential"),
+        "head.beta": Schedule(0.5, 0.99),
+    },
+    "evaluations": {"eval_every": 32, "eval_episodes": 2},
+    "continuous actions": {"env_id": "Pendulum-v1"},
+}
+
+
+@pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
+def test_cut_at_a_checkpoint_and_resumed_it_ends_bit_for_bit_as_in_one_go(tiny, outcome, workdir, changes):
+    config = tiny(**{"total_steps": 128, **changes})
+    whole = lh.train(config.env_id, config=config)
+    expected, state = outcome(whole.directory), whole.policy.state_dict()
+    assert len(expected["metrics"]) == 4
+    for step in (32, 96):
+        copy = shutil.copytree(whole.directory, workdir / str(step))
+        forget_after(copy, step)
+        run = lh.resume(copy)
+        assert all(torch.equal(x, state[name]) for name, x in run.policy.state_dict().items())
+        assert outcome(copy) == expected
+
+
+@pytest.mark.parametrize("at", [65, 80, 127], ids="crash in step {}".format)
+def test_after_a_crash_metrics_have_neither_gap_nor_repeat(tiny, outcome, workdir, at):
+    # Checkpoints after every second iteration of 32 steps; a crash in the third or fourth.
+    config = tiny(total_steps=192, num_envs=1, num_steps=32, checkpoint_every=64)
+    whole = lh.train(CARTPOLE, config=config)
+    with pytest.raises(Crash):
+        lh.train(partial(Crashing, at), config=config, run_dir=workdir / "cut")
+    with (workdir / "cut" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 128, "itera')
+    run = lh.resume(workdir / "cut", env=CARTPOLE)
+    assert run.step == 192
+    assert outcome(run.directory) == outcome(whole.directory)
+
+
+KILLED = """
+import os, signal
+import gymnasium as gym
+from gymnasium.envs.classic_control import CartPoleEnv
+
+class Killed(CartPoleEnv):
+    steps = 0
+    def step(self, action):
+        Killed.steps += 1
+        if Killed.steps == int(os.environ.get("KILLED_AT", 0)):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().step(action)
+
+gym.register("Killed-v0", Killed, max_episode_steps=500)
+"""
+
+
+def test_a_killed_process_loses_nothing_but_what_came_after_the_last_checkpoint(
+    tiny, outcome, workdir, module, monkeypatch
+):
+    config = tiny("Killed-v0", imports=(module("killed", KILLED),), total_steps=160)
+    whole = lh.train("Killed-v0", config=config)
+    code = (
+        "import json, sys, levelhead as lh; from levelhead.serialize import from_json;"
+        "lh.train('Killed-v0', config=from_json(lh.Config, json.loads(sys.argv[1])), run_dir='cut')"
+    )
+    text = json.dumps(json.loads((whole.directory / "config.json").read_text())["config"])
+    environment = {**os.environ, "KILLED_AT": "115", "PYTHONPATH": os.pathsep.join([str(workdir), *sys.path])}
+    done = subprocess.run([sys.executable, "-c", code, text], env=environment, timeout=60)
+    assert done.returncode == -signal.SIGKILL
+    assert [p.name for p in checkpoint.checkpoints(workdir / "cut")][-1] == "step-000000000096"
+    run = lh.resume("cut")
+    assert run.step == 160
+    assert outcome(run.directory) == outcome(whole.directory)
+
+
+def test_custom_objects_continue_as_in_one_go(tiny, outcome, workdir):
+    def parts():
+        torch.manual_seed(0)
+        torsos = [nn.Sequential(nn.Linear(4, 8), nn.Tanh()) for _ in range(2)]
+        network = lh.Network(nn.Identity(), *torsos, 8, 8)
+        return {
+            "network": network,
+            "value": lh.PopArtValueHead(8, beta=0.9),
+            "objective": ClipObjective(constant(0.1)),
+        }
+
+    whole = lh.train(CARTPOLE, config=tiny(network=lh.NetworkConfig()), **parts())
+    copy = shutil.copytree(whole.directory, workdir / "copy")
+    forget_after(copy, 32)
+    lh.resume(copy, env=CARTPOLE, **parts())
+    assert outcome(copy) == outcome(whole.directory)
+
+
+@pytest.mark.parametrize("part", ["env", "network", "value", "objective"])
+def test_an_object_that_is_missing_is_named(tiny, part):
+    torsos = [nn.Sequential(nn.Linear(4, 8), nn.Tanh()) for _ in range(2)]
+    parts = {
+        "env": CARTPOLE,
+        "network": lh.Network(nn.Identity(), *torsos, 8, 8),
+        "value": lh.PopArtValueHead(8),
+        "objective": ClipObjective(constant(0.2)),
+    }
+    run = lh.train(config=tiny(total_steps=32, network=lh.NetworkConfig()), **parts)
+    del parts[part]
+    with pytest.raises(lh.ConfigError, match=rf"pass {part}="):
+        lh.resume(run.directory, total_steps=64, **parts)
+
+
+def test_after_a_fault_training_goes_on_from_the_state_before_it(tiny, outcome):
+    class Faulty(Crashing):
+        def step(self, action):
+            try:
+                return super().step(action)
+            except Crash:
+                observation, _, *rest = self.env.step(action)
+                return observation, float("nan"), *rest
+
+    config = tiny(num_envs=1, num_steps=32, checkpoint_every=32)
+    whole = lh.train(CARTPOLE, config=config)
+    with pytest.raises(lh.TrainingFault):
+        lh.train(partial(Faulty, 70), config=config, run_dir="faulty")
+    assert outcome(lh.resume("faulty", env=CARTPOLE).directory) == outcome(whole.directory)
+
+
+# -- further than planned ----------------------------------------------------------------------------------------
+
+
+def test_a_finished_run_is_refused_and_left_alone_unless_given_more_steps(run_copy):
+    before = tree(run_copy)
+    for total in (None, 96, 50):
+        with pytest.raises(lh.ConfigError, match=r"has taken 96 of \d+ steps: give more total steps"):
+            lh.resume(run_copy, total_steps=total)
+    assert tree(run_copy) == before
+    assert lh.resume(run_copy, total_steps=97).step == 128
+
+
+def test_schedules_go_on_from_the_resumed_step_and_never_below_their_end(tiny, metrics):
+    config = tiny(**{"optimizer.learning_rate": Schedule(1e-2, 0.0), "ppo.clip_range": Schedule(0.2, 0.1)})
+    run = lh.train("CartPole-v1", config=config)
+    lh.resume(run.directory, total_steps=190)
+    rates = [line["train/learning_rate"] for line in metrics(run.directory)]
+    first = [1e-2 * (1 - step / 96) for step in (0, 32, 64)]
+    rest = [1e-2 * (1 - step / 190) for step in (96, 128, 160)]
+    assert rates == pytest.approx(first + rest)
+    assert min(rates) >= 0
+    lh.resume(run.directory, total_steps=193)
+    assert metrics(run.directory)[-1]["train/learning_rate"] >= 0
+
+
+def test_metrics_and_iterations_go_on_from_the_resumed_step(run_copy, metrics):
+    before = metrics(run_copy)
+    lh.resume(run_copy, total_steps=160)
+    after = metrics(run_copy)
+    assert after[: len(before)] == before
+    assert [(line["step"], line["iteration"]) for line in after] == [(32 * i, i) for i in range(1, 6)]
+
+
+def test_statistics_go_on_from_where_they_were(run_copy):
+    before = lh.load_policy(run_copy)
+    after = lh.resume(run_copy, total_steps=97).policy
+    assert before.normalizer.count == 96
+    assert after.normalizer.count == 128
+    assert (before.value_head.count.item(), after.value_head.count.item()) == (3, 4)
+
+
+# -- damaged and older checkpoints -------------------------------------------------------------------------------
+
+
+def test_a_damaged_last_checkpoint_is_refused_and_the_one_before_it_works_by_path(finished, run_copy, outcome):
+    last, previous = step_directory(run_copy, 96), step_directory(run_copy, 64)
+    data = bytearray((last / "policy.safetensors").read_bytes())
+    data[-5] ^= 4
+    (last / "policy.safetensors").write_bytes(data)
+    before = tree(run_copy)
+    for open_run in (partial(lh.resume, total_steps=128), lh.load_policy):
+        for name in (run_copy, last):
+            with pytest.raises(lh.CheckpointError) as caught:
+                open_run(name)
+            assert str(last / "policy.safetensors") in str(caught.value)
+            assert str(previous) in str(caught.value)
+    assert tree(run_copy) == before
+    assert lh.resume(previous).step == 96
+    assert outcome(run_copy) == outcome(finished.directory)
+
+
+def test_what_a_run_resumed_from_an_earlier_checkpoint_left_behind_is_not_its_last(run_copy, metrics):
+    run = lh.resume(step_directory(run_copy, 32), total_steps=64)
+    assert [line["step"] for line in metrics(run_copy)] == [32, 64]
+    x = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
+    np.testing.assert_array_equal(lh.load_policy(run_copy).value(torch.tensor(x)), run.policy.value(torch.tensor(x)))
+    lh.resume(run_copy, total_steps=96)
+    assert [line["step"] for line in metrics(run_copy)] == [32, 64, 96]
+
+
+def test_a_config_that_no_longer_fits_the_checkpoint_is_refused_by_name(run_copy):
+    path = run_copy / "config.json"
+    document = json.loads(path.read_text())
+    document["config"]["network"]["actor"] = [16]
+    path.write_text(json.dumps(document))
+    before = tree(run_copy)
+    with pytest.raises(lh.CheckpointError, match=r"step-000000000096 doesn't fit"):
+        lh.resume(run_copy, total_steps=128)
+    assert tree(run_copy) == before
+
+
+@pytest.mark.parametrize("name", ["nowhere", "latest"])
+def test_what_is_not_there_is_refused(name):
+    with pytest.raises(lh.ConfigError, match=r"doesn't exist|there is no run"):
+        lh.resume(name)

@@ -1,0 +1,65 @@
+"""The promise: rewards times a power of two train the same policy, bit for bit."""
+
+from functools import cache
+
+import pytest
+import torch
+
+from levelhead.build import build_policy, build_trainer
+from levelhead.config import Config, PPOConfig
+from levelhead.envs import make_gymnasium
+from levelhead.schedules import constant
+from toys import snapshot
+
+STEPS = 2048
+STATISTICS = ("mean", "var", "std")
+every_env = pytest.mark.parametrize("env_id", ["CartPole-v1", "Acrobot-v1", "Pendulum-v1"])
+
+
+@cache
+def trained(env_id, value, advantage, scale, value_clip=None):
+    """The policy after a short run, and what its episodes returned."""
+    ppo = PPOConfig(epochs=2, advantage=advantage, value_clip=value_clip, entropy_coef=constant(0.01))
+    config = Config(env_id, STEPS, value=value, num_envs=4, num_steps=128, reward_scale=scale, device="cpu", ppo=ppo)
+    env = make_gymnasium(env_id, config.num_envs)
+    trainer = build_trainer(config, env, build_policy(config, env.observation_space, env.action_space))
+    *_, last = trainer
+    env.close()
+    return snapshot(trainer.policy), last.metrics.get("rollout/ep_rew_mean")
+
+
+def parts(policy):
+    """Names of what differs between a policy and another, by whether statistics of the value head are meant."""
+    return {name: name.rpartition(".")[0] == "value_head" and name.rpartition(".")[2] in STATISTICS for name in policy}
+
+
+@every_env
+@pytest.mark.parametrize("value", ["popart", "runningnorm"])
+@pytest.mark.parametrize("advantage", ["rollout", "head"])
+@pytest.mark.parametrize("exponent", [20, -20])
+def test_a_power_of_two_changes_nothing_but_the_statistics_which_it_multiplies(env_id, value, advantage, exponent):
+    scale = 2.0**exponent
+    plain, plain_return = trained(env_id, value, advantage, 1.0)
+    scaled, scaled_return = trained(env_id, value, advantage, scale)
+    assert scaled_return == plain_return
+    for name, is_statistic in parts(plain).items():
+        factor = 1.0 if not is_statistic else scale * scale if name.endswith("var") else scale
+        assert torch.equal(scaled[name], plain[name] * factor), name
+    assert plain["value_head.linear.weight"].abs().sum() > 0
+
+
+def test_the_promise_holds_with_a_value_clip_too():
+    one, other = (trained("CartPole-v1", "popart", "rollout", scale, constant(0.2))[0] for scale in (1.0, 2.0**20))
+    unclipped, _ = trained("CartPole-v1", "popart", "rollout", 1.0)
+    actor = [name for name in one if "actor" in name]
+    assert all(torch.equal(one[name], other[name]) for name in actor)
+    assert not all(torch.equal(one[name], unclipped[name]) for name in actor)
+
+
+@pytest.mark.parametrize(
+    ("value", "advantage"), [("linear", "rollout"), ("valuenorm", "rollout"), ("popart", "none"), ("linear", "none")]
+)
+def test_outside_the_promise_the_scale_decides_what_is_learned(value, advantage):
+    plain, _ = trained("CartPole-v1", value, advantage, 1.0)
+    scaled, _ = trained("CartPole-v1", value, advantage, 2.0**20)
+    assert not torch.equal(plain["action_head.linear.weight"], scaled["action_head.linear.weight"])

@@ -1,0 +1,72 @@
+"""Environments with known answers, learned in a second or two, at any scale of the reward."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from levelhead.config import NetworkConfig, OptimizerConfig, PPOConfig
+from levelhead.schedules import constant
+from toys import Bandit, Chain, Matching, Tampered, make_trainer
+
+FAST = OptimizerConfig(learning_rate=constant(1e-2))
+every_scale = pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+
+
+def shifted(env, by):
+    return Tampered(env, lambda _, step: step._replace(reward=step.reward + by))
+
+
+def trained(env, iterations, **options):
+    trainer = make_trainer(env, total_steps=iterations * 16 * env.num_envs, **{"optimizer": FAST, **options})
+    *_, last = trainer
+    return trainer.policy, last.metrics
+
+
+def share_of_best(policy):
+    with torch.no_grad():
+        logits = policy.action_head.linear(policy.actor_features(policy.prepare(torch.ones(1, 1))))
+    return logits.softmax(-1)[0, 1].item()
+
+
+@every_scale
+@pytest.mark.parametrize("value", ["popart", "runningnorm"])
+@pytest.mark.parametrize("advantage", ["rollout", "head"])
+def test_the_better_of_two_arms_is_found(scale, value, advantage):
+    policy, _ = trained(Bandit(scale=scale), 20, value=value, ppo=PPOConfig(advantage=advantage))
+    assert share_of_best(policy) > 0.95
+    assert policy.act([1.0]) == 1
+
+
+def test_a_shift_of_every_reward_changes_nothing_that_matters():
+    plain, moved = (trained(shifted(Bandit(), by), 8)[0] for by in (0.0, 4096.0))
+    assert share_of_best(moved) == pytest.approx(share_of_best(plain), abs=0.02)
+
+
+@every_scale
+@pytest.mark.parametrize("length", [1, 5])
+def test_a_chain_cut_by_a_time_limit_is_worth_its_reward_for_ever(scale, length):
+    env = Chain(scale=scale)
+    env.length = length
+    policy, _ = trained(env, 60, ppo=PPOConfig(gamma=0.9))
+    # Taking the cut for an end would make it worth at most (1 - 0.9^length) times that: 1 and 4.1 of these 10.
+    assert policy.value(torch.ones(1, 1)).item() == pytest.approx(scale / (1 - 0.9), rel=0.03)
+
+
+@every_scale
+def test_a_real_valued_action_meets_its_target(scale):
+    network = NetworkConfig(actor=(32,), critic=(32,), log_std=-0.5)
+    policy, _ = trained(Matching(scale=scale), 60, network=network, ppo=PPOConfig(epochs=8))
+    x = torch.linspace(-0.9, 0.9, 19).unsqueeze(1)
+    error = (torch.from_numpy(policy.act(x)) - x).square().mean().sqrt()
+    assert error < 0.15
+    assert policy.action_head.log_std < -0.7  # noise only costs
+
+
+def test_the_entropy_bonus_holds_noise_up_that_the_reward_would_take_away():
+    ppo = PPOConfig(epochs=8)
+    plain, encouraged = (
+        trained(Matching(), 20, ppo=replace(ppo, entropy_coef=constant(x)))[0].action_head.log_std.item()
+        for x in (0.0, 1.0)
+    )
+    assert encouraged > plain + 0.3

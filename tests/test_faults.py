@@ -1,0 +1,116 @@
+"""What is not finite stops training before the step that would have used it, and says where it was."""
+
+import json
+import math
+from copy import deepcopy
+from dataclasses import replace
+
+import pytest
+import torch
+
+from levelhead.errors import TrainingFault
+from toys import SMALL, Chain, Matching, Noise, Tampered, make_trainer, same
+
+NORMALIZED = replace(SMALL, normalize_observation=True)
+STEPS = 16
+
+
+def poisoned(field, value, at, env=2):
+    """An environment number `env` of which answers `value` in `field` at call `at`."""
+
+    def tamper(call, step):
+        if call != at:
+            return step
+        x = getattr(step, field).clone()
+        x[env] = value
+        return step._replace(**{field: x})
+
+    return tamper
+
+
+def stopped(trainer, match, iterations=1):
+    """Trains whole iterations, then expects a fault; nothing that training moves may have moved since."""
+    for _ in range(iterations):
+        next(trainer)
+    before = deepcopy(trainer.state_dict())
+    with pytest.raises(TrainingFault, match=match):
+        next(trainer)
+    after = trainer.state_dict()
+    for part in ("policy", "optimizer"):
+        assert same(before[part], after[part])
+    assert after["progress"]["step"] == trainer.step == iterations * STEPS * trainer.collector.env.num_envs
+    assert after["progress"]["iteration"] == trainer.iteration == iterations
+
+
+@pytest.mark.parametrize("value", ["popart", "runningnorm", "valuenorm", "linear"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("field", ["observation", "reward"])
+def test_what_an_environment_answers_must_be_finite(field, bad, value):
+    env = Tampered(Noise(num_envs=4), poisoned(field, bad, at=STEPS + 3))
+    # An observation is acted on one step after it was answered.
+    where = rf"{field} of environment 2 at step {3 + (field == 'observation')} .*iteration 2 on rank 0"
+    stopped(make_trainer(env, value=value, network=NORMALIZED), where)
+
+
+@pytest.mark.parametrize("network", [SMALL, NORMALIZED])
+@pytest.mark.parametrize("iterations", [0, 2])
+def test_a_fault_is_caught_in_whichever_iteration_it_comes(iterations, network):
+    env = Tampered(Noise(num_envs=4), poisoned("reward", math.nan, at=STEPS * iterations, env=0))
+    where = rf"reward of environment 0 at step 0 .*iteration {iterations + 1} on rank 0"
+    stopped(make_trainer(env, network=network), where, iterations)
+
+
+def test_the_last_observation_of_a_rollout_must_be_finite_too():
+    env = Tampered(Chain(num_envs=4), poisoned("observation", math.nan, at=2 * STEPS - 1))
+    stopped(make_trainer(env), r"observation of environment 2 .*iteration 2 on rank 0")
+
+
+def test_the_final_observation_of_an_episode_must_be_finite_too():
+    env = Tampered(Chain(num_envs=4), poisoned("final_observation", math.nan, at=19))
+    stopped(make_trainer(env), r"(observation|successor).*iteration 2 on rank 0")
+
+
+def test_a_reward_that_float32_cannot_hold_is_not_finite():
+    def tamper(call, step):
+        return step._replace(reward=step.reward.double() * (1e300 if call == STEPS else 1.0))
+
+    stopped(make_trainer(Tampered(Noise(num_envs=4), tamper)), r"reward of environment 0 at step 0")
+
+
+@pytest.mark.parametrize("scale", [1e38, -1e38])
+def test_returns_that_float32_cannot_hold_are_named(scale):
+    def tamper(call, step):
+        return step._replace(reward=torch.full_like(step.reward, scale if call >= STEPS else 1.0))
+
+    stopped(make_trainer(Tampered(Chain(num_envs=4), tamper)), r"advantage.*iteration 2 on rank 0")
+
+
+@pytest.mark.parametrize("env", [Matching, Noise])
+def test_a_log_std_that_is_not_finite_is_found_in_the_actor_and_not_in_what_came_of_it(env):
+    class RealNoise(Noise):
+        action_space = Matching.action_space
+
+    trainer = make_trainer(RealNoise() if env is Noise else env())
+    next(trainer)
+    with torch.no_grad():
+        trainer.policy.action_head.log_std.fill_(math.nan)
+    stepped = {name: x.clone() for name, x in trainer.learner.state_dict().items()}
+    with pytest.raises(TrainingFault, match=r"non-finite (action|log-probability|log.std).*iteration 2 on rank 0"):
+        next(trainer)
+    assert same(stepped, trainer.learner.state_dict())
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("env", [Noise, Chain])
+def test_what_a_fault_leaves_can_be_saved_and_reported(env, bad):
+    trainer = make_trainer(Tampered(env(num_envs=4), poisoned("reward", bad, at=STEPS + 3)))
+    stopped(trainer, "reward of environment 2 at step 3")
+    json.dumps(trainer.state_dict()["progress"], allow_nan=False)  # as a checkpoint is written
+    assert all(math.isfinite(x) for x in next(trainer).metrics.values())
+
+
+def test_training_goes_on_where_the_environment_recovers():
+    env = Tampered(Noise(num_envs=4), poisoned("reward", math.nan, at=STEPS + 3))
+    trainer = make_trainer(env, network=NORMALIZED, total_steps=4 * STEPS * 4)
+    stopped(trainer, "reward")
+    assert [turn.iteration for turn in trainer] == [2, 3, 4]

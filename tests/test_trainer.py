@@ -1,0 +1,218 @@
+"""The training loop: what is counted, when statistics move, and how it is left and taken up again."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from torch.testing import assert_close
+
+from levelhead.config import HeadConfig, OptimizerConfig, PPOConfig
+from levelhead.envs import GymnasiumVecEnv
+from levelhead.objectives import ClipObjective
+from levelhead.schedules import Schedule, constant
+from toys import SMALL, Chain, Counting, Matching, Noise, Tampered, Toy, make_trainer, same, snapshot
+
+STILL = OptimizerConfig(learning_rate=constant(0.0))
+ONE_PASS = PPOConfig(epochs=1, minibatches=1)
+
+
+class Watch(ClipObjective):
+    """Keeps every minibatch, and what it finds at the very first: the critic's view before any step."""
+
+    def __init__(self):
+        super().__init__(constant(0.2))
+        self.batches, self.views = [], []
+
+    def __call__(self, new, batch):
+        self.batches.append(batch)
+        policy = self.policy
+        self.views.append(policy.value_head.forward_normalized(policy.critic_features(batch.observation)).detach())
+        return super().__call__(new, batch)
+
+
+def watched(env, **options):
+    objective = Watch()
+    trainer = make_trainer(env, objective, **options)
+    objective.policy = trainer.policy
+    return trainer, objective
+
+
+def recording(env):
+    """The environment, and a list that fills with its answers."""
+    steps = []
+    return Tampered(env, lambda _, step: steps.append(step) or step), steps
+
+
+@pytest.mark.parametrize(("total", "iterations"), [(1, 1), (32, 1), (33, 2), (96, 3), (100, 4)])
+def test_total_steps_are_rounded_up_to_whole_iterations(total, iterations):
+    trainer = make_trainer(Noise(num_envs=2), total_steps=total)
+    turns = list(trainer)
+    assert [turn.iteration for turn in turns] == list(range(1, iterations + 1))
+    assert [turn.step for turn in turns] == [32 * i for i in range(1, iterations + 1)]
+    assert trainer.done
+    assert next(trainer, None) is None
+
+
+def test_only_valid_steps_count():
+    envs = [lambda i=i: Counting(i) for i in range(3)]
+    vector = SyncVectorEnv(envs, autoreset_mode=AutoresetMode.NEXT_STEP)
+    turns = list(make_trainer(GymnasiumVecEnv(vector), total_steps=200))
+    assert all(0 < turn.steps < 16 * 3 for turn in turns)
+    assert turns[-1].step == sum(turn.steps for turn in turns) == sum(len(env.received) for env in vector.envs)
+    assert turns[-2].step < 200 <= turns[-1].step
+
+
+def test_stopping_and_coming_back_is_the_same_as_one_go():
+    def run(leave_after):
+        trainer = make_trainer(Matching(), total_steps=5 * 128)
+        turns = [next(trainer) for _ in range(leave_after)]
+        for turn in trainer:
+            turns.append(turn)
+            break
+        turns += list(trainer)
+        metrics = [{k: x for k, x in turn.metrics.items() if not k.startswith("time/")} for turn in turns]
+        return metrics, snapshot(trainer.policy)
+
+    whole, parts = run(0), run(2)
+    assert len(whole[0]) == 5
+    assert whole[0] == parts[0]
+    assert same(whole[1], parts[1])
+
+
+def test_the_seed_decides_everything():
+    def run(seed):
+        trainer = make_trainer(Matching(), seed=seed, total_steps=256)
+        list(trainer)
+        return snapshot(trainer.policy)
+
+    assert same(run(1), run(1))
+    assert not same(run(1), run(2))
+
+
+def test_parameters_are_the_same_tensors_at_the_end():
+    trainer = make_trainer(Matching(), total_steps=256, network=replace(SMALL, normalize_observation=True))
+    before = {name: x.data_ptr() for name, x in trainer.policy.state_dict().items()}
+    list(trainer)
+    assert {name: x.data_ptr() for name, x in trainer.policy.state_dict().items()} == before
+
+
+@pytest.mark.parametrize("value", ["popart", "runningnorm", "valuenorm"])
+def test_head_statistics_move_once_per_iteration_and_from_the_targets(value):
+    env, steps = recording(Noise())
+    trainer = make_trainer(env, value=value, total_steps=3 * 128, head=HeadConfig(beta=constant(0.0)))
+    for turn in trainer:
+        # Every episode is one step long, so the targets are the rewards; beta 0 keeps the last batch alone.
+        rewards = torch.stack([step.reward for step in steps[-16:]]).double()
+        head = trainer.policy.value_head
+        assert head.count.item() == turn.iteration
+        assert_close(head.mean, rewards.mean().view(1), rtol=1e-5, atol=1e-6)
+        assert_close(head.std, rewards.std(correction=0).view(1), rtol=1e-5, atol=0.0)
+        for name, expected in (("value/mean", head.mean), ("value/target_mean", head.mean), ("value/std", head.std)):
+            assert turn.metrics[name] == pytest.approx(expected.item(), rel=1e-4, abs=1e-6)
+
+
+def test_the_retention_of_the_statistics_follows_its_schedule():
+    trainer = make_trainer(Noise(), total_steps=4 * 128, head=HeadConfig(beta=Schedule(0.9, 0.1)))
+    assert [trainer.policy.value_head.beta for _ in trainer] == pytest.approx([0.9, 0.7, 0.5, 0.3])
+
+
+def test_a_head_that_has_learned_nothing_adopts_statistics_until_targets_spread_and_then_preserves_outputs():
+    def tamper(call, step):
+        # 5 throughout the first iteration; then noise around a mean that moves.
+        constant = torch.full_like(step.reward, 5.0)
+        return step._replace(reward=constant if call < 16 else step.reward + call)
+
+    trainer = make_trainer(Tampered(Noise(), tamper), total_steps=3 * 128, optimizer=STILL)
+    head, x = trainer.policy.value_head, torch.randn(5, 1)
+    for spread in (False, True):
+        next(trainer)
+        assert head.scaled == spread
+        assert head.linear.weight.abs().sum() == head.linear.bias == 0
+        assert_close(trainer.policy.value(x), head.mean.float().expand(5))
+    mean, value = head.mean.clone(), trainer.policy.value(x)
+    turn = next(trainer)
+    assert abs(head.mean - mean) > 0.1
+    assert_close(trainer.policy.value(x), value)
+    assert turn.metrics["value/preservation_error"] < 1e-5
+
+
+@pytest.mark.parametrize(("gamma", "lam"), [(0.5, 1.0), (1.0, 0.5), (0.9, 0.95), (0.9, 0.0)])
+def test_targets_are_made_with_the_gamma_and_lambda_of_the_config(gamma, lam):
+    trainer = make_trainer(Chain(num_envs=1), total_steps=16, num_steps=16, ppo=PPOConfig(gamma, lam))
+    remaining = [5, 4, 3, 2, 1] * 3 + [1]
+    # A new critic predicts 0, so only rewards of 1 are summed, up to the cut.
+    expected = [sum((gamma * lam) ** k for k in range(n)) for n in remaining]
+    assert next(trainer).metrics["value/target_mean"] == pytest.approx(sum(expected) / 16, rel=1e-5)
+
+
+@pytest.mark.parametrize("advantage", ["rollout", "head", "none"])
+def test_advantages_enter_the_loss_as_the_config_says(advantage):
+    env, steps = recording(Noise())
+    trainer, objective = watched(env, total_steps=128, ppo=replace(ONE_PASS, advantage=advantage))
+    next(trainer)
+    # One-step episodes under a critic that predicts 0: advantages are the rewards.
+    r = torch.stack([step.reward for step in steps]).flatten().double()
+    std = r.std(correction=0)
+    expected = {"rollout": (r - r.mean()) / std, "head": r / std, "none": r}[advantage].float()
+    assert_close(objective.batches[0].advantage.sort().values, expected.sort().values, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_old_values_and_targets_are_expressed_under_todays_statistics(scale):
+    trainer, objective = watched(Noise(scale=scale), total_steps=3 * 128, ppo=ONE_PASS)
+    next(trainer)
+    for _ in trainer:
+        batch, view = objective.batches[-1], objective.views[-1].squeeze(-1)
+        # PopArt preserves outputs: what the critic says before the first step is the old value, on either axis.
+        assert_close(batch.old_value, view, rtol=1e-4, atol=1e-5)
+        assert 0.5 < batch.target.std() < 2
+
+
+@pytest.mark.parametrize("value", ["popart", "linear"])
+@pytest.mark.parametrize("advantage", ["rollout", "none"])
+def test_advantages_that_do_not_vary_leave_the_actor_alone(value, advantage):
+    trainer = make_trainer(Toy(), value=value, total_steps=3 * 128, ppo=PPOConfig(advantage=advantage))
+    before = snapshot(trainer.policy.network.actor)
+    list(trainer)  # no fault: a standard deviation of 0 divides nothing
+    assert same(before, trainer.policy.network.actor.state_dict()) == (advantage == "rollout")
+
+
+def test_explained_variance_is_left_out_where_the_targets_do_not_vary():
+    assert "train/explained_variance" not in next(make_trainer(Toy())).metrics
+    assert next(make_trainer(Noise())).metrics["train/explained_variance"] == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("env", [Noise, Matching])
+def test_acting_and_learning_see_the_same_inputs(env):
+    network = replace(SMALL, normalize_observation=True)
+    for turn in make_trainer(env(), total_steps=4 * 128, network=network, ppo=ONE_PASS):
+        # With one minibatch the policy has not moved when the ratios are taken.
+        assert turn.metrics["train/approx_kl"] == pytest.approx(0.0, abs=1e-6)
+        assert turn.metrics["train/clip_fraction"] == 0
+
+
+def test_observation_statistics_are_those_of_every_observation_acted_on():
+    env, steps = recording(Noise())
+    trainer = make_trainer(env, total_steps=3 * 128, network=replace(SMALL, normalize_observation=True))
+    first = trainer.collector._observation[-1].clone()
+    list(trainer)
+    seen = torch.stack([first, *(step.observation for step in steps[:-1])]).double()
+    normalizer = trainer.policy.normalizer
+    assert normalizer.count == seen.numel()
+    assert_close(normalizer.mean, seen.mean().view(1))
+    assert_close(normalizer.var, seen.var(correction=0).view(1))
+
+
+def test_the_learning_rate_follows_progress_and_is_never_negative():
+    schedule = Schedule(1e-3, 0.0)
+    trainer = make_trainer(Noise(num_envs=2), total_steps=100, optimizer=OptimizerConfig(learning_rate=schedule))
+    rates = [turn.metrics["train/learning_rate"] for turn in trainer]
+    assert rates == pytest.approx([schedule(32 * i / 100) for i in range(4)], rel=1e-5)
+    assert min(rates) >= 0
+
+
+def test_the_reward_scale_leaves_reported_returns_in_the_environments_units():
+    one, other = (next(make_trainer(Matching(), reward_scale=x)).metrics for x in (1.0, 1e3))
+    assert one["rollout/ep_rew_mean"] == other["rollout/ep_rew_mean"]
+    assert other["value/target_mean"] == pytest.approx(1e3 * one["value/target_mean"], rel=1e-5)
