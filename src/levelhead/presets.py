@@ -5,7 +5,7 @@ from dataclasses import replace
 from levelhead.config import Config, NetworkConfig, OptimizerConfig, PPOConfig
 from levelhead.schedules import Schedule
 
-MUJOCO = ("Ant", "HalfCheetah", "Hopper", "Humanoid", "HumanoidStandup", "InvertedDoublePendulum",
+MUJOCO = ("Ant", "Hopper", "Humanoid", "HumanoidStandup", "InvertedDoublePendulum",
           "InvertedPendulum", "Pusher", "Reacher", "Swimmer", "Walker2d")  # fmt: skip
 
 
@@ -41,6 +41,15 @@ def preset(env_id: str) -> Config:
                 num_envs=16,
                 num_steps=256,
                 ppo=PPOConfig(gamma=0.999, lam=0.98, minibatches=16, entropy_coef=Schedule(0.01, 0.0)),
+                optimizer=OptimizerConfig(learning_rate=Schedule(1e-3, 0.0)),
+            )
+        case "HalfCheetah":
+            return replace(
+                base,
+                total_steps=1_000_000,
+                num_steps=256,
+                network=NetworkConfig(normalize_observation=True, log_std=-0.5),
+                ppo=PPOConfig(epochs=10, minibatches=32),
                 optimizer=OptimizerConfig(learning_rate=Schedule(1e-3, 0.0)),
             )
         case _ if name in MUJOCO:

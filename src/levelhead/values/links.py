@@ -8,19 +8,8 @@ from torch import Tensor
 
 FIRST_MOMENTS = ("exp_avg", "momentum_buffer")
 SECOND_MOMENTS = ("exp_avg_sq", "max_exp_avg_sq")
-UNKNOWN_STATE = (
-    "Adadelta",
-    "Adafactor",
-    "Adagrad",
-    "Adamax",
-    "ASGD",
-    "LBFGS",
-    "Muon",
-    "RMSprop",
-    "Rprop",
-    "SparseAdam",
-)
-"""Optimisers of torch whose state holds other things than the moments above."""
+KNOWN = ("Adam", "AdamW", "NAdam", "RAdam", "SGD")
+"""Optimisers of torch that keep these moments and nothing else that has a scale."""
 
 
 class Optimizer(Protocol):
@@ -56,8 +45,8 @@ def locate(parameter: Tensor, optimizer: Optimizer) -> tuple[Tensor, int]:
         ValueError: the optimiser doesn't hold the parameter, or keeps a state that nobody here knows how to rescale.
     """
     kind = type(optimizer)
-    if kind.__module__.startswith("torch.optim") and kind.__name__ in UNKNOWN_STATE:
-        raise ValueError(f"no way to rescale the state of {kind.__name__}; accepted: Adam, AdamW, NAdam, RAdam, SGD")
+    if kind.__module__.startswith("torch.optim") and kind.__name__ not in KNOWN:
+        raise ValueError(f"no way to rescale the state of {kind.__name__}; accepted: {', '.join(KNOWN)}")
     held: list[Tensor] = [p for group in optimizer.param_groups for p in group["params"]]
     for candidate in held:
         if candidate is parameter:
