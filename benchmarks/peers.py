@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-REQUIREMENTS = {"sb3": ["stable-baselines3==2.9.2", "gymnasium[mujoco]==1.4.0"]}
+REQUIREMENTS = {"sb3": ["stable-baselines3==2.9.2", "gymnasium[mujoco]==1.4.0", "mujoco==3.12.0"]}
 
 
 def python(peer: str) -> str:

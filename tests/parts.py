@@ -74,6 +74,6 @@ class Probe(ClipObjective):
         return answer._replace(loss=answer.loss + probe)
 
     def minibatches(self, batch: Batch):
-        """Per minibatch: indices into `batch`, and weights."""
+        """Per minibatch: indices into `batch` (None for a row that isn't in it), and weights."""
         row = {x: i for i, x in enumerate(batch.advantage.tolist())}
-        return [([row[x] for x in advantage.tolist()], probe.grad.tolist()) for advantage, probe in self.seen]
+        return [([row.get(x) for x in advantage.tolist()], probe.grad.tolist()) for advantage, probe in self.seen]

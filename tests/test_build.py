@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from toys import SMALL, Toy, same
 
 import levelhead as lh
 from levelhead.build import build_action_head, build_network, build_policy, build_trainer, build_value_head
 from levelhead.schedules import constant
+from toys import SMALL, Toy, same
 
 OBSERVATION, DISCRETE = gym.spaces.Box(-1.0, 1.0, (3,)), gym.spaces.Discrete(4, start=2)
 CONTINUOUS = gym.spaces.Box(np.float32([-1, 0]), np.float32([1, 2]))

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
-from toys import Counting, Toy, same, snapshot
 
 import levelhead as lh
+from toys import Counting, Toy, same, snapshot
 
 FIVE_STEPS = partial(Counting, plan=((5, "t"),))
 

@@ -60,14 +60,10 @@ def test_a_fault_is_caught_in_whichever_iteration_it_comes(iterations, network):
     stopped(make_trainer(env, network=network), where, iterations)
 
 
-def test_the_last_observation_of_a_rollout_must_be_finite_too():
-    env = Tampered(Chain(num_envs=4), poisoned("observation", math.nan, at=2 * STEPS - 1))
-    stopped(make_trainer(env), r"observation of environment 2 .*iteration 2 on rank 0")
-
-
-def test_the_final_observation_of_an_episode_must_be_finite_too():
-    env = Tampered(Chain(num_envs=4), poisoned("final_observation", math.nan, at=19))
-    stopped(make_trainer(env), r"(observation|successor).*iteration 2 on rank 0")
+@pytest.mark.parametrize(("field", "at"), [("observation", 2 * STEPS - 1), ("final_observation", 19)])
+def test_observations_that_are_only_bootstrapped_from_must_be_finite_too(field, at):
+    env = Tampered(Chain(num_envs=4), poisoned(field, math.nan, at))
+    stopped(make_trainer(env), r"(observation|value of a successor) of environment 2 .*iteration 2 on rank 0")
 
 
 def test_a_reward_that_float32_cannot_hold_is_not_finite():
@@ -85,19 +81,29 @@ def test_returns_that_float32_cannot_hold_are_named(scale):
     stopped(make_trainer(Tampered(Chain(num_envs=4), tamper)), r"advantage.*iteration 2 on rank 0")
 
 
-@pytest.mark.parametrize("env", [Matching, Noise])
-def test_a_log_std_that_is_not_finite_is_found_in_the_actor_and_not_in_what_came_of_it(env):
-    class RealNoise(Noise):
-        action_space = Matching.action_space
+class Indifferent(Noise):
+    """Takes real-valued actions and ignores them."""
 
-    trainer = make_trainer(RealNoise() if env is Noise else env())
+    action_space = Matching.action_space
+
+
+class Echo(Indifferent):
+    """The next observation is the action."""
+
+    def step(self, action):
+        return super().step(action)._replace(observation=action)
+
+
+@pytest.mark.parametrize("env", [Indifferent, Matching, Echo])
+def test_a_log_std_that_is_not_finite_is_found_in_the_actor_and_not_in_what_came_of_it(env):
+    trainer = make_trainer(env())
     next(trainer)
     with torch.no_grad():
         trainer.policy.action_head.log_std.fill_(math.nan)
-    stepped = {name: x.clone() for name, x in trainer.learner.state_dict().items()}
+    moments = {name: x.clone() for name, x in trainer.learner.state_dict().items()}
     with pytest.raises(TrainingFault, match=r"non-finite (action|log-probability|log.std).*iteration 2 on rank 0"):
         next(trainer)
-    assert same(stepped, trainer.learner.state_dict())
+    assert same(moments, trainer.learner.state_dict())
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

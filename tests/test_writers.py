@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from toys import Counting
 
 import levelhead as lh
 from levelhead.trainer import Iteration
 from levelhead.writers import ConsoleWriter, JsonlWriter, TensorBoardWriter
+from toys import Counting
 
 PROMISED = {
     *(f"rollout/{name}" for name in ("ep_rew_mean", "ep_len_mean")),

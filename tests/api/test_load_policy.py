@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from toys import same
 
 import levelhead as lh
+from toys import same
 
 OBSERVATIONS = np.random.default_rng(0).normal(size=(200, 4)).astype(np.float32)
 

@@ -1,9 +1,6 @@
 """lh.train: what it takes, what it refuses, and how it stops."""
 
 import io
-import os
-import signal
-import threading
 from functools import partial
 
 import gymnasium as gym
@@ -13,13 +10,12 @@ import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from rich.console import Console
 from torch import nn
-from toys import Counting, Noise, Tampered
 
 import levelhead as lh
-from levelhead import checkpoint
 from levelhead.objectives import ClipObjective
 from levelhead.rundir import read_info
 from levelhead.schedules import constant
+from toys import Counting, Noise
 
 pytestmark = pytest.mark.usefixtures("workdir")
 CARTPOLE = partial(gym.make, "CartPole-v1")
@@ -158,82 +154,6 @@ def test_a_vector_environment_that_does_not_say_how_it_resets_is_refused(tiny):
     env.close()
 
 
-# -- how it stops ------------------------------------------------------------------------------------------------
-
-
-def broken(field, value, at, env=None):
-    def tamper(call, step):
-        if call == at:
-            getattr(step, field)[1] = value
-        return step
-
-    return Tampered(env or lh.GymnasiumVecEnv(vector()), tamper)
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("field", ["reward", "observation"])
-def test_what_is_not_finite_stops_training_and_is_named(tiny, outcome, metrics, workdir, field, value):
-    # Step 16 + 3 of the environments lies in the second iteration.
-    clean = lh.train(lh.GymnasiumVecEnv(vector()), config=tiny(total_steps=32))
-    at = 16 + 3
-    with pytest.raises(lh.TrainingFault, match=rf"non-finite {field} of environment 1 .*iteration 2 on rank 0") as caught:
-        lh.train(broken(field, value, at), config=tiny(run_dir=workdir / "broken"))
-    saved = checkpoint.checkpoints(workdir / "broken")[-1]
-    assert str(saved) in str(caught.value)
-    assert metrics(workdir / "broken") == metrics(clean.directory)
-    assert outcome(workdir / "broken") == outcome(clean.directory)
-
-
-def test_a_fault_in_the_first_iteration_leaves_a_policy_as_it_was_built(tiny, workdir):
-    with pytest.raises(lh.TrainingFault, match="iteration 1"):
-        lh.train(broken("reward", np.nan, 2), config=tiny(run_dir=workdir / "run"))
-    assert [p.name for p in checkpoint.checkpoints(workdir / "run")] == ["step-000000000000"]
-    env = CARTPOLE()
-    fresh = lh.load_policy(workdir / "run")
-    assert not fresh.value_head.count.any()
-    assert env.action_space.contains(fresh.act(env.reset(seed=1)[0]).item())
-    env.close()
-
-
-class Signals(gym.Wrapper):
-    """Sends this process signals at given steps."""
-
-    def __init__(self, number, steps):
-        super().__init__(CARTPOLE())
-        self.number, self.steps, self.t = number, steps, 0
-
-    def step(self, action):
-        self.t += 1
-        if self.t in self.steps:
-            os.kill(os.getpid(), self.number)
-        return self.env.step(action)
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_training_after_the_iteration_and_everything_is_saved(tiny, metrics, number):
-    before = signal.getsignal(number)
-    run = lh.train(partial(Signals, number, {20}), config=tiny(num_envs=1, num_steps=32, checkpoint_every=0))
-    assert run.interrupted
-    assert run.step == 32
-    assert [p.name for p in checkpoint.checkpoints(run.directory)] == ["step-000000000032"]
-    assert [line["step"] for line in metrics(run.directory)] == [32]
-    assert signal.getsignal(number) is before
-
-
-def test_a_second_signal_ends_training_at_once(tiny, workdir):
-    with pytest.raises(KeyboardInterrupt):
-        lh.train(partial(Signals, signal.SIGINT, {20, 21}), config=tiny(num_envs=1, run_dir=workdir / "run"))
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
-def test_it_trains_outside_the_main_thread(tiny):
-    runs = []
-    thread = threading.Thread(target=lambda: runs.append(lh.train("CartPole-v1", config=tiny())))
-    thread.start()
-    thread.join()
-    assert runs[0].step == 96
-
-
 # -- evaluation and units on the way -----------------------------------------------------------------------------
 
 
@@ -253,9 +173,7 @@ def _at(run, step):
 
 @pytest.mark.parametrize("scale", [2.0**20, 2.0**-20])
 def test_logged_returns_stay_in_the_environments_units(tiny, metrics, scale):
-    plain, scaled = (
-        metrics(lh.train(Counting, config=tiny(reward_scale=s)).directory) for s in (1.0, scale)
-    )
+    plain, scaled = (metrics(lh.train(Counting, config=tiny(reward_scale=s)).directory) for s in (1.0, scale))
     for one, other in zip(plain, scaled, strict=True):
         assert one["rollout/ep_rew_mean"] == other["rollout/ep_rew_mean"]
         assert one["value/target_mean"] * scale == pytest.approx(other["value/target_mean"])

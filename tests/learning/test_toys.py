@@ -48,7 +48,7 @@ def test_a_shift_of_every_reward_changes_nothing_that_matters():
 def test_a_chain_cut_by_a_time_limit_is_worth_its_reward_for_ever(scale, length):
     env = Chain(scale=scale)
     env.length = length
-    policy, _ = trained(env, 60, ppo=PPOConfig(gamma=0.9))
+    policy, _ = trained(env, 50, ppo=PPOConfig(gamma=0.9))
     # Taking the cut for an end would make it worth at most (1 - 0.9^length) times that: 1 and 4.1 of these 10.
     assert policy.value(torch.ones(1, 1)).item() == pytest.approx(scale / (1 - 0.9), rel=0.03)
 
@@ -56,11 +56,12 @@ def test_a_chain_cut_by_a_time_limit_is_worth_its_reward_for_ever(scale, length)
 @every_scale
 def test_a_real_valued_action_meets_its_target(scale):
     network = NetworkConfig(actor=(32,), critic=(32,), log_std=-0.5)
-    policy, _ = trained(Matching(scale=scale), 60, network=network, ppo=PPOConfig(epochs=8))
+    optimizer = OptimizerConfig(learning_rate=constant(3e-3))
+    policy, _ = trained(Matching(scale=scale), 60, network=network, optimizer=optimizer)
     x = torch.linspace(-0.9, 0.9, 19).unsqueeze(1)
     error = (torch.from_numpy(policy.act(x)) - x).square().mean().sqrt()
-    assert error < 0.15
-    assert policy.action_head.log_std < -0.7  # noise only costs
+    assert error < 0.1
+    assert policy.action_head.log_std < -1.5  # noise only costs
 
 
 def test_the_entropy_bonus_holds_noise_up_that_the_reward_would_take_away():

@@ -1,0 +1,120 @@
+"""Options of `train`: their names stay, and each reaches its field of the config."""
+
+import re
+
+import pytest
+
+import levelhead as lh
+from fields import flat
+from levelhead import api
+from levelhead.config import Config
+
+pytestmark = pytest.mark.usefixtures("workdir")
+
+OPTIONS = {
+    "checkpoint-every", "device", "env.kwargs", "eval-episodes", "eval-every", "head.beta", "import", "network.activation",
+    "network.actor", "network.critic", "network.log-std", "network.no-normalize-observation",
+    "network.normalize-observation", "network.shared", "num-envs", "num-steps", "optimizer.eps",
+    "optimizer.learning-rate", "optimizer.max-grad-norm", "ppo.advantage", "ppo.clip-range", "ppo.entropy-coef",
+    "ppo.epochs", "ppo.gamma", "ppo.lam", "ppo.minibatches", "ppo.value-clip", "ppo.value-coef", "reward-scale",
+    "run-dir", "seed", "threads", "total-steps", "value",
+    *(f"optimizer.{g}.{x}" for g in ("shared", "actor", "critic") for x in ("eps", "learning-rate", "max-grad-norm")),
+}  # fmt: skip
+
+
+def test_the_options_of_train_keep_their_names(cli):
+    # Scripts rely on them: one may be added here, and none may go.
+    _, out, _ = cli("train", "--help")
+    assert set(re.findall(r"(?<![\w.-])--([a-z][a-z.-]*)", out)) - {"help"} == OPTIONS
+
+
+@pytest.fixture
+def parsed(cli, monkeypatch):
+    """The config that training would begin with, and the environment's id."""
+    seen = []
+
+    def stop(env, *, config, console):
+        seen.append((env, config))
+        raise lh.ConfigError("enough")
+
+    def parse(*arguments):
+        monkeypatch.setattr(api, "train", stop)
+        status, _, err = cli("train", *arguments)
+        assert (status, err) == (2, "levelhead: enough"), err
+        return seen[-1]
+
+    return parse
+
+
+TEXTS = {
+    "total_steps": ("77", 77),
+    "seed": ("5", 5),
+    "value": ("linear", "linear"),
+    "num_envs": ("3", 3),
+    "num_steps": ("9", 9),
+    "reward_scale": ("1e-3", 1e-3),
+    "device": ("cpu", "cpu"),
+    "threads": ("0", 0),
+    "run_dir": ("a/b", "a/b"),
+    "eval_every": ("10", 10),
+    "eval_episodes": ("2", 2),
+    "checkpoint_every": ("0", 0),
+    "imports": ("a b.c", ["a", "b.c"]),
+    "env.kwargs": ('{"g": 5.0, "x": [true, null]}', {"g": 5.0, "x": [True, None]}),
+    "network.shared": ("4 5", [4, 5]),
+    "network.actor": ("6", [6]),
+    "network.critic": ("", []),
+    "network.activation": ("relu", "relu"),
+    "network.normalize_observation": (None, True),
+    "network.log_std": ("-0.5", -0.5),
+    "head.beta": ("linear:0.9:0.99", "linear:0.9:0.99"),
+    "ppo.gamma": ("0.9", 0.9),
+    "ppo.lam": ("1", 1.0),
+    "ppo.epochs": ("2", 2),
+    "ppo.minibatches": ("3", 3),
+    "ppo.clip_range": ("cosine:0.3:0.1", "cosine:0.3:0.1"),
+    "ppo.advantage": ("head", "head"),
+    "ppo.entropy_coef": ("exponential:0.05:0.001", "exponential:0.05:0.001"),
+    "ppo.value_coef": ("0.25", 0.25),
+    "ppo.value_clip": ("0.2", 0.2),
+    "optimizer.learning_rate": ("linear:3e-4:0", "linear:0.0003:0.0"),
+    "optimizer.eps": ("1e-8", 1e-8),
+    "optimizer.max_grad_norm": ("1", 1.0),
+    **{
+        f"optimizer.{group}.{name}": (text, value)
+        for group in ("shared", "actor", "critic")
+        for name, text, value in (
+            ("learning_rate", "1e-4", 1e-4),
+            ("eps", "1e-7", 1e-7),
+            ("max_grad_norm", "2", 2.0),
+        )
+    },
+}
+
+
+def test_every_field_of_the_config_has_an_option():
+    assert set(flat(Config("X"))) == {"env_id", *TEXTS}
+
+
+@pytest.mark.parametrize("field", TEXTS)
+def test_an_option_reaches_its_field_and_no_other(parsed, field):
+    text, value = TEXTS[field]
+    around = ["--network.shared", "3"] if field.startswith("optimizer.shared") else []
+    option = f"--{'import' if field == 'imports' else field.replace('_', '-')}"
+    words = [] if text is None else [text] if field == "env.kwargs" else text.split()
+    _, before = parsed("Some-v0", *around)
+    env, after = parsed("Some-v0", *around, option, *words)
+    assert env == after.env_id == "Some-v0"
+    assert flat(after) == {**flat(before), field: value}
+
+
+def test_options_start_from_the_preset_of_the_environment(parsed):
+    _, config = parsed("CartPole-v1", "--optimizer.eps", "1e-3")
+    assert config.optimizer.learning_rate == lh.preset("CartPole-v1").optimizer.learning_rate
+    assert config.optimizer.eps == 1e-3
+
+
+@pytest.mark.parametrize("field", ["head.beta", "checkpoint_every", "run_dir", "ppo.value_clip", "optimizer.actor.eps"])
+def test_none_is_an_answer_where_the_default_is_none(parsed, field):
+    _, config = parsed("Some-v0", f"--{field.replace('_', '-')}", "None")
+    assert flat(config)[field] is None

@@ -1,0 +1,136 @@
+"""No option is without effect: every field of the config changes something."""
+
+import pytest
+import torch
+
+import levelhead as lh
+from fields import leaves
+from levelhead.build import build_device
+from levelhead.schedules import Schedule, constant
+
+OPTIMIZER_GROUPS = ("optimizer.shared", "optimizer.actor", "optimizer.critic")
+
+# Field: a value other than the tiny run's, and what must hold around it for the field to have something to act on.
+CHANGES_THE_OUTCOME = {
+    "env_id": ("Acrobot-v1", {}),
+    "total_steps": (64, {}),
+    "seed": (2, {}),
+    "value": ("linear", {}),
+    "num_envs": (4, {}),
+    "num_steps": (8, {}),
+    "reward_scale": (2.0, {}),
+    "eval_every": (32, {}),
+    "eval_episodes": (1, {"eval_every": 32}),
+    "env.kwargs": ({"sutton_barto_reward": True}, {}),
+    "network.shared": ((8,), {}),
+    "network.actor": ((4,), {}),
+    "network.critic": ((4,), {}),
+    "network.activation": ("relu", {}),
+    "network.normalize_observation": (True, {}),
+    "network.log_std": (-1.0, {"env_id": "Pendulum-v1"}),
+    "head.beta": (constant(0.5), {}),
+    "ppo.gamma": (0.5, {}),
+    "ppo.lam": (0.0, {}),
+    "ppo.epochs": (3, {}),
+    "ppo.minibatches": (4, {}),
+    "ppo.clip_range": (constant(1e-3), {}),
+    "ppo.advantage": ("none", {}),
+    "ppo.entropy_coef": (constant(0.1), {}),
+    "ppo.value_coef": (constant(0.1), {}),
+    "ppo.value_clip": (constant(1e-3), {}),
+    "optimizer.learning_rate": (Schedule(1e-2, 0.0), {}),
+    "optimizer.eps": (1e-2, {}),
+    "optimizer.max_grad_norm": (1e-2, {}),
+    **{
+        f"{group}.{name}": (value, {"network.shared": (8,)})
+        for group in OPTIMIZER_GROUPS
+        for name, value in (("learning_rate", constant(1e-3)), ("eps", 1e-2), ("max_grad_norm", 1e-2))
+    },
+}
+CHANGES_SOMETHING_ELSE = {"device", "threads", "run_dir", "checkpoint_every", "imports"}
+
+
+def test_every_field_is_shown_to_have_an_effect():
+    assert set(CHANGES_THE_OUTCOME) | CHANGES_SOMETHING_ELSE == {name for name, _ in leaves()}
+
+
+@pytest.fixture(scope="module")
+def train_once(tiny, outcome, tmp_path_factory):
+    """The outcome of the tiny run with fields changed; each is trained once."""
+    done = {}
+
+    def run(changes, again=False):
+        key = (str(sorted(changes.items())), again)
+        if key not in done:
+            config = tiny(**changes)
+            directory = tmp_path_factory.mktemp("effect")
+            done[key] = outcome(lh.train(config.env_id, config=config, run_dir=directory).directory)
+        return done[key]
+
+    return run
+
+
+@pytest.mark.parametrize("field", CHANGES_THE_OUTCOME)
+def test_a_field_changes_the_outcome(train_once, field):
+    value, around = CHANGES_THE_OUTCOME[field]
+    assert train_once({**around, field: value}) != train_once(around)
+
+
+@pytest.mark.parametrize("around", [{}, {"env_id": "Pendulum-v1"}, {"network.shared": (8,)}])
+def test_the_same_config_gives_the_same_outcome(train_once, around):
+    assert train_once(around) == train_once(around, again=True)
+
+
+@pytest.mark.parametrize("value", ["runningnorm", "valuenorm", "linear"])
+def test_every_value_head_gives_an_outcome_of_its_own(train_once, value):
+    others = [x for x in ("popart", "runningnorm", "valuenorm", "linear") if x != value]
+    assert all(train_once({"value": value}) != train_once({"value": other}) for other in others)
+
+
+def test_device_decides_where_networks_live(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert [build_device(d).type for d in ("auto", "cpu", "cuda")] == ["cuda", "cpu", "cuda"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert [build_device(d).type for d in ("auto", "cpu")] == ["cpu", "cpu"]
+
+
+def test_device_cuda_without_a_gpu_is_refused_before_anything_is_written(monkeypatch, tiny, workdir):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(lh.ConfigError, match=r"device is 'cuda'.*accepted here: auto, cpu"):
+        lh.train("CartPole-v1", config=tiny(device="cuda"))
+    assert list(workdir.iterdir()) == []
+
+
+@pytest.mark.parametrize(("threads", "expected"), [(1, 1), (3, 3), (0, 2)])
+def test_threads_are_those_of_torch_and_0_leaves_them_alone(tiny, workdir, threads, expected):
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        lh.train("CartPole-v1", config=tiny(threads=threads, total_steps=1))
+        assert torch.get_num_threads() == expected
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_run_dir_decides_where_the_run_is_written(tiny, workdir):
+    run = lh.train("CartPole-v1", config=tiny(total_steps=1, run_dir=workdir / "here"))
+    assert run.directory == workdir / "here"
+    assert [p.name for p in workdir.iterdir()] == ["here"]
+
+
+@pytest.mark.parametrize(("every", "steps"), [(None, [32, 64, 96]), (0, [96]), (64, [64, 96]), (50, [64, 96])])
+def test_checkpoint_every_decides_which_steps_are_kept(tiny, workdir, every, steps):
+    run = lh.train("CartPole-v1", config=tiny(checkpoint_every=every))
+    assert sorted(p.name for p in (run.directory / "checkpoints").iterdir()) == [f"step-{s:012d}" for s in steps]
+
+
+def test_imports_run_before_the_environment_is_made(tiny, workdir, module):
+    source = "import gymnasium\ngymnasium.register('Mine-v0', 'gymnasium.envs.classic_control:CartPoleEnv')\n"
+    name = module("registers_mine", source)
+    assert lh.train("Mine-v0", config=tiny("Mine-v0", imports=(name,), total_steps=1)).step == 32
+
+
+def test_an_import_that_fails_is_refused_by_name(tiny, workdir):
+    with pytest.raises(lh.ConfigError, match="cannot import no_such_module_at_all"):
+        lh.train("CartPole-v1", config=tiny(imports=("no_such_module_at_all",)))
+    assert list(workdir.iterdir()) == []
