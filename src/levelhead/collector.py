@@ -125,8 +125,9 @@ class Collector:
             self._length += valid[t]
             if ended[t].any():
                 for i in np.flatnonzero(ended[t]):
-                    self.returns.append(float(self._return[i]))
-                    self.lengths.append(int(self._length[i]))
+                    if np.isfinite(self._return[i]):  # else training is about to stop, and this is no score
+                        self.returns.append(float(self._return[i]))
+                        self.lengths.append(int(self._length[i]))
                 self._return[ended[t]] = 0.0
                 self._length[ended[t]] = 0
 

@@ -89,6 +89,8 @@ class Learner:
             device,
         )
 
+        self.advance(0.0)
+
     def advance(self, progress: float) -> None:
         """Moves every schedule to `progress`, the share of training done."""
         for coefficient in (*self.learning_rates.values(), self.entropy_coef, self.value_coef, self.value_clip):
@@ -110,6 +112,7 @@ class Learner:
         Returns:
             Metrics by name, 0-d tensors.
         """
+        batch = batch.only(valid)
         self._blocked.copy_(~healthy)
         self._broken.zero_()
         for epoch in range(self.settings.epochs):
@@ -163,7 +166,7 @@ class Learner:
         actor = self.objective(new, batch)
         old, clip = (None, None) if self.value_clip is None else (batch.old_value, self.value_clip.tensor)
         critic = self.policy.value_head.loss_normalized(critic_features, batch.target, old=old, clip=clip)
-        # One matrix-vector product takes all the means at once. A weight of zero must silence a row whatever it holds.
+        # One matrix-vector product takes all the means at once.
         terms = torch.stack((actor.loss, critic, new.entropy)) @ weight
         loss = terms @ self._loss_weights
         with torch.no_grad():

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, fields
 
+import torch
 from torch import Tensor
 
 from levelhead.tree import Tree
@@ -45,6 +46,14 @@ class Batch:
     """Normalised by the value head, `[B]`."""
     old_value: Tensor
     """The critic's value from before the update, normalised by today's statistics, `[B]`."""
+
+    def only(self, valid: Tensor) -> "Batch":
+        """The same rows, with zeros in those that are not valid: whatever stood there, it cannot spread."""
+
+        def keep(x: Tensor) -> Tensor:
+            return torch.where(valid.view(-1, *(1,) * (x.ndim - 1)), x, 0)
+
+        return Batch(*(keep(getattr(self, f.name)) for f in fields(self)))
 
     def take(self, index: Tensor) -> "Batch":
         """The rows that `index` names."""

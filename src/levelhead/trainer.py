@@ -11,6 +11,7 @@ from torch import Tensor
 
 from levelhead.collector import Collector
 from levelhead.errors import TrainingFault
+from levelhead.health import Health
 from levelhead.learner import Learner
 from levelhead.metrics import to_host
 from levelhead.networks import Policy
@@ -87,14 +88,15 @@ class Trainer:
         rollout = self.collector.collect(self.iteration)
         collected = time.perf_counter()
 
-        checks, metrics = self._learn(rollout)
-        steps = rollout.valid.sum()
-        values = to_host({**checks, "steps": steps, **metrics})
+        health, metrics = self._learn(rollout)
+        values = to_host({"broken": ~health.ok, "steps": rollout.valid.sum(), **metrics})
         finished = time.perf_counter()
 
-        broken = [name for name in checks if values.pop(name)]
-        if broken:
-            raise TrainingFault(self._diagnose(broken[0], rollout))
+        if values.pop("broken"):
+            raise TrainingFault(
+                f"{health.diagnose()}, in iteration {self.iteration + 1} on rank 0;"
+                " stopped before the optimiser step that would have used it"
+            )
         taken = int(values.pop("steps"))
         self.step += taken
         self.iteration += 1
@@ -107,8 +109,8 @@ class Trainer:
         return Iteration(self.iteration, self.step, taken, {**self.collector.metrics(), **values, **timing})
 
     @torch.no_grad()
-    def _learn(self, rollout: Rollout) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Everything between two rollouts, without waiting for the device: what was not finite, and the metrics."""
+    def _learn(self, rollout: Rollout) -> tuple[Health, dict[str, Tensor]]:
+        """Everything between two rollouts, without waiting for the device: whether all was finite, and the metrics."""
         head, settings, valid = self.policy.value_head, self.settings, rollout.valid
         advantage, target = gae(
             rollout.reward,
@@ -120,18 +122,18 @@ class Trainer:
             settings.lam,
             valid,
         )
-        checks = {
-            name: _not_finite(x, valid)
-            for name, x in (
-                ("observation", rollout.observation),
-                ("reward", rollout.reward),
-                ("log-probability", rollout.log_prob),
-                ("value", rollout.value),
-                ("value of a successor", rollout.next_value),
-                ("advantage", advantage),
-            )
-        }
-        healthy = ~torch.stack(tuple(checks.values())).any()
+        health = Health(
+            valid,
+            {
+                "observation": rollout.observation,
+                "log-probability": rollout.log_prob,
+                "reward": rollout.reward,
+                "value": rollout.value,
+            },
+            later={"value of a successor": rollout.next_value},
+        )
+        health.flags["advantage"] = (~advantage.isfinite()).any()
+        healthy = health.ok
 
         head.observe(target, mask=valid & healthy)
         before, after = rollout.value[-1], self.policy.value(rollout.observation[-1])
@@ -157,13 +159,12 @@ class Trainer:
         )
         with torch.enable_grad():
             metrics |= self.learner.learn(batch, valid.flatten(), healthy, self.iteration)
-        checks |= self.learner.faults()
+        health.flags.update(self.learner.faults())
 
         if self.policy.normalizer is not None:
-            healthy = ~torch.stack(tuple(checks.values())).any()
             flat = rollout.observation.reshape(valid.numel(), -1)
-            self.policy.normalizer.update(moments(flat, valid.reshape(-1, 1)), apply=healthy)
-        return checks, metrics
+            self.policy.normalizer.update(moments(flat, valid.reshape(-1, 1)), apply=health.ok)
+        return health, metrics
 
     def _scaled(self, advantage: Tensor, target: Tensor, valid: Tensor) -> Tensor:
         match self.settings.advantage:
@@ -173,20 +174,6 @@ class Trainer:
                 return (advantage / self.policy.value_head.std).to(advantage.dtype)
             case "none":
                 return advantage
-
-    def _diagnose(self, tensor: str, rollout: Rollout) -> str:
-        """Names what was not finite, and where; training is over, so reading the device is fine."""
-        where = ""
-        fields: dict[str, Tensor] = {"observation": rollout.observation, "reward": rollout.reward}
-        if tensor in fields:
-            x = fields[tensor]
-            rows = ~x.isfinite().reshape(*x.shape[:2], -1).all(-1) & rollout.valid
-            step, environment = (int(i) for i in rows.nonzero()[0])
-            where = f" of environment {environment} at step {step} of the rollout"
-        return (
-            f"non-finite {tensor}{where}, in iteration {self.iteration + 1} on rank 0;"
-            " stopped before the optimiser step that would have used it"
-        )
 
     def state_dict(self) -> dict[str, Any]:
         """Whatever changes during training, as tensors and JSON values."""
@@ -208,8 +195,3 @@ class Trainer:
     def restart_episodes(self) -> None:
         """Starts new episodes everywhere, seeded by the iteration, so that a resumed run and one that went on agree."""
         self.collector.reset(self.iteration)
-
-
-def _not_finite(x: Tensor, valid: Tensor) -> Tensor:
-    rows = x.isfinite().reshape((*valid.shape, -1)).all(-1)
-    return (~rows & valid).any()

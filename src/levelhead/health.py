@@ -1,0 +1,40 @@
+"""What must be finite: checked on the device without waiting for it, named on the host once it is known."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+
+class Health:
+    """The tensors of a rollout that must be finite in every valid row.
+
+    Args:
+        valid: `[T, N]` bool.
+        tensors: `[T, N, ...]` by name, in the order in which one follows from another within a step.
+        later: the same, of what row t learns of step t + 1.
+    """
+
+    def __init__(self, valid: Tensor, tensors: Mapping[str, Tensor], later: Mapping[str, Tensor]) -> None:
+        bad = {
+            name: ~x.isfinite().reshape(*valid.shape, -1).all(-1) & valid for name, x in {**tensors, **later}.items()
+        }
+        self._bad_rows = bad
+        self._later = later.keys()
+        self.flags = {name: rows.any() for name, rows in bad.items()}
+        """0-d bool by name: whether something was not finite. More may be added, where no row is to blame."""
+
+    @property
+    def ok(self) -> Tensor:
+        """0-d bool: whether all was finite."""
+        return ~torch.stack(tuple(self.flags.values())).any()
+
+    def diagnose(self) -> str | None:
+        """Names the tensor that broke first, by step and then in the order given, and where; waits for the device."""
+        broken = [name for name, flag in self.flags.items() if bool(flag)]
+        places = {name: self._bad_rows[name].nonzero()[0].tolist() for name in broken if name in self._bad_rows}
+        if places:
+            name = min(places, key=lambda name: places[name][0] + (name in self._later))
+            step, environment = places[name]
+            return f"non-finite {name} of environment {environment} at step {step} of the rollout"
+        return f"non-finite {broken[0]}" if broken else None
