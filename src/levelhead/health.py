@@ -16,12 +16,9 @@ class Health:
     """
 
     def __init__(self, valid: Tensor, tensors: Mapping[str, Tensor], later: Mapping[str, Tensor]) -> None:
-        bad = {
-            name: ~x.isfinite().reshape(*valid.shape, -1).all(-1) & valid for name, x in {**tensors, **later}.items()
-        }
-        self._bad_rows = bad
+        self._bad_rows = {name: _bad_rows(x, valid) for name, x in {**tensors, **later}.items()}
         self._later = later.keys()
-        self.flags = {name: rows.any() for name, rows in bad.items()}
+        self.flags = {name: rows.any() for name, rows in self._bad_rows.items()}
         """0-d bool by name: whether something was not finite. More may be added, where no row is to blame."""
 
     @property
@@ -32,9 +29,17 @@ class Health:
     def diagnose(self) -> str | None:
         """Names the tensor that broke first, by step and then in the order given, and where; waits for the device."""
         broken = [name for name, flag in self.flags.items() if bool(flag)]
-        places = {name: self._bad_rows[name].nonzero()[0].tolist() for name in broken if name in self._bad_rows}
-        if places:
-            name = min(places, key=lambda name: places[name][0] + (name in self._later))
-            step, environment = places[name]
-            return f"non-finite {name} of environment {environment} at step {step} of the rollout"
+        first: tuple[int, str] | None = None
+        for name in broken:
+            if name in self._bad_rows:
+                step, environment = (int(i) for i in self._bad_rows[name].nonzero()[0])
+                happened = step + (name in self._later)
+                if first is None or happened < first[0]:
+                    first = happened, f"non-finite {name} of environment {environment} at step {step} of the rollout"
+        if first is not None:
+            return first[1]
         return f"non-finite {broken[0]}" if broken else None
+
+
+def _bad_rows(x: Tensor, valid: Tensor) -> Tensor:
+    return ~x.isfinite().reshape(*valid.shape, -1).all(-1) & valid

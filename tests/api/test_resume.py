@@ -183,7 +183,7 @@ def test_after_a_fault_training_goes_on_from_the_state_before_it(tiny, outcome):
     config = tiny(num_envs=1, num_steps=32, checkpoint_every=32)
     whole = lh.train(CARTPOLE, config=config)
     with pytest.raises(lh.TrainingFault):
-        lh.train(partial(Faulty, 70), config=config, run_dir="faulty")
+        lh.train(partial(Faulty, 95), config=config, run_dir="faulty")
     assert outcome(lh.resume("faulty", env=CARTPOLE).directory) == outcome(whole.directory)
 
 
