@@ -107,7 +107,7 @@ def test_what_is_no_run_is_refused_by_name(tmp_path):
     with pytest.raises(lh.ConfigError, match=r"is not a run directory: config\.json"):
         rundir.read_info(tmp_path)
     with pytest.raises(
-        lh.ConfigError, match="nowhere doesn't exist; accepted: a run directory, a checkpoint.*'latest'"
+        lh.ConfigError, match=r"nowhere doesn't exist; accepted: a run directory, a checkpoint.*'latest'"
     ):
         rundir.find(tmp_path / "nowhere")
 

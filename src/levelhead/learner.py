@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from levelhead.flat import AdamGroup, FlatAdam, clip_, flatten
 from levelhead.metrics import RunningMean
@@ -88,7 +89,6 @@ class Learner:
             ),
             device,
         )
-
         self.advance(0.0)
 
     def advance(self, progress: float) -> None:
@@ -133,18 +133,18 @@ class Learner:
     def _minibatches(self, valid: Tensor, iteration: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Row indices and their weights in the mean; every row once, in minibatches of one size.
 
-        Where the rows don't divide evenly, the last minibatch is filled up with rows that weigh nothing.
+        Where the rows don't divide evenly, some minibatches end with a filler that weighs nothing.
         """
         count, rows = self.settings.minibatches, len(valid)
         size = -(-rows // count)
+        full = rows - count * (size - 1)
         order = torch.randperm(rows, generator=generator(self.seed, Stream.PERMUTATION, iteration, epoch))
-        filler = size * count - rows
-        index = torch.cat((order, order[:filler])).to(valid.device)
+        whole, short = order[: full * size].view(full, size), order[full * size :].view(count - full, size - 1)
+        index = torch.cat((whole, pad(short, (0, 1)))).to(valid.device)
         weight = valid[index].float()
-        weight[rows:] = 0.0
-        weight = weight.view(count, size)
+        weight[full:, -1] = 0.0
         weight = weight / weight.sum(1, keepdim=True).clamp(min=1.0)
-        yield from zip(index.view(count, size).unbind(), weight.unbind(), strict=True)
+        yield from zip(index.unbind(), weight.unbind(), strict=True)
 
     def _step(self, batch: Batch, weight: Tensor) -> Tensor:
         """One minibatch: loss, gradient, clip, Adam. Returns the metrics as a vector."""

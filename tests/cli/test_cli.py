@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -42,6 +43,9 @@ def test_what_to_type_next_means_this_run_wherever_it_is(cli, run, workdir, wher
     assert status == 0
     assert f"run directory  {where}\n" in out
     assert "latest" not in out
+    commands = [shlex.split(line.removeprefix("next")) for line in out.splitlines() if "levelhead " in line]
+    assert len(commands) == 2
+    assert all(command[2] == where for command in commands)
 
 
 def test_eval_plays_greedily_what_python_would(cli, run):
@@ -149,10 +153,8 @@ def test_a_users_environment_is_registered_by_import_for_every_command(cli, modu
 
 
 def test_evaluations_are_logged_every_so_many_steps(cli, workdir, metrics, tiny_options):
-    assert (
-        cli("train", "CartPole-v1", *tiny_options, "--eval-every", "32", "--eval-episodes", "2", "--run-dir", "r")[0]
-        == 0
-    )
+    options = ["--eval-every", "32", "--eval-episodes", "2", "--run-dir", "r"]
+    assert cli("train", "CartPole-v1", *tiny_options, *options)[0] == 0
     assert all(line["eval/mean_return"] > 0 for line in metrics(workdir / "r"))
 
 

@@ -12,8 +12,8 @@ from levelhead.config import Config
 pytestmark = pytest.mark.usefixtures("workdir")
 
 OPTIONS = {
-    "checkpoint-every", "device", "env.kwargs", "eval-episodes", "eval-every", "head.beta", "import", "network.activation",
-    "network.actor", "network.critic", "network.log-std", "network.no-normalize-observation",
+    "checkpoint-every", "device", "env.kwargs", "eval-episodes", "eval-every", "head.beta", "import",
+    "network.activation", "network.actor", "network.critic", "network.log-std", "network.no-normalize-observation",
     "network.normalize-observation", "network.shared", "num-envs", "num-steps", "optimizer.eps",
     "optimizer.learning-rate", "optimizer.max-grad-norm", "ppo.advantage", "ppo.clip-range", "ppo.entropy-coef",
     "ppo.epochs", "ppo.gamma", "ppo.lam", "ppo.minibatches", "ppo.value-clip", "ppo.value-coef", "reward-scale",

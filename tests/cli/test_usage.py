@@ -27,7 +27,7 @@ BAD = [
     (("train", "CartPole-v1", "--value", "popat"), "popart"),
     (("train", "CartPole-v1", "--device", "gpu"), "cuda"),
     (("train", "CartPole-v1", "--ppo.gamma", "1.5"), "ppo.gamma is 1.5; accepted: a value in [0, 1]"),
-    (("train", "CartPole-v1", "--ppo.value-clip", "inf"), "'inf' is not a schedule"),
+    (("train", "CartPole-v1", "--ppo.value-clip", "inf"), "--ppo.value-clip"),
     (("train", "CartPole-v1", "--optimizer.max-grad-norm", "inf"), "optimizer.max_grad_norm is inf; accepted:"),
     (("train", "CartPole-v1", "--optimizer.actor.eps", "-1"), "optimizer.actor.eps is -1.0; accepted:"),
     (("train", "CartPole-v1", "--optimizer.learning-rate", "linear:1e-3"), "write a number, or SHAPE:START:END"),
