@@ -38,6 +38,7 @@ def tiny():
             total_steps=96,
             num_envs=2,
             num_steps=16,
+            device="cpu",
             network=lh.NetworkConfig(actor=(8,), critic=(8,)),
             ppo=lh.PPOConfig(epochs=2, minibatches=2),
             optimizer=lh.OptimizerConfig(learning_rate=lh.Schedule(1e-2, 1e-2, "constant")),

@@ -1,13 +1,10 @@
 """The front door: train, resume, evaluate and load, from Python."""
 
 import importlib
-import signal
-import threading
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import gymnasium as gym
@@ -19,15 +16,14 @@ from levelhead import checkpoint, rundir
 from levelhead.build import build_policy, build_trainer
 from levelhead.config import Config, Device, ValueKind
 from levelhead.envs import GymnasiumVecEnv, VecEnv, make_gymnasium
-from levelhead.errors import CheckpointError, ConfigError, TrainingFault
+from levelhead.errors import CheckpointError, ConfigError
 from levelhead.evaluation import Report, run_episodes
+from levelhead.loop import run_loop
 from levelhead.networks import Network, Policy
 from levelhead.objectives import Objective
 from levelhead.presets import preset
 from levelhead.rundir import RunInfo
-from levelhead.trainer import Iteration, Trainer
 from levelhead.values import ValueHead
-from levelhead.writers import ConsoleWriter, JsonlWriter, TensorBoardWriter, Writer
 
 AnyEnv = str | Callable[[], gym.Env[Any, Any]] | VectorEnv[Any, Any, Any] | VecEnv
 
@@ -103,7 +99,8 @@ def train(
         custom = tuple(part for part, x in parts.items() if x is not None)
         directory = rundir.create(config)
         rundir.write_info(directory, RunInfo(config, vec.observation_space, vec.action_space, custom))
-        return _run(trainer, config, directory, env, console)
+        interrupted = run_loop(trainer, config, directory, lambda: _score(policy, env, config), console)
+        return Run(directory, policy, config, trainer.step, interrupted)
     finally:
         vec.close()
 
@@ -152,7 +149,8 @@ def resume(
         with _damage_named(source):
             trainer.load_state_dict({**tensors, **state})
         rundir.write_info(directory, replace(info, config=config))
-        return _run(trainer, config, directory, environment, console)
+        interrupted = run_loop(trainer, config, directory, lambda: _score(policy, environment, config), console)
+        return Run(directory, policy, config, trainer.step, interrupted)
     finally:
         vec.close()
 
@@ -228,6 +226,10 @@ def _prepare(config: Config) -> None:
         torch.set_num_threads(config.threads)
 
 
+def _score(policy: Policy, env: AnyEnv, config: Config) -> float:
+    return evaluate(policy, env, config.eval_episodes, config.seed, config.env.kwargs).mean_return
+
+
 def _open(env: AnyEnv, num_envs: int, kwargs: dict[str, Any]) -> VecEnv:
     """The environments that `env` stands for."""
     if isinstance(env, VecEnv):
@@ -256,50 +258,6 @@ def _require_parts(info: RunInfo, parts: Mapping[str, object]) -> None:
         raise ConfigError(f"this run was made with objects that its config cannot rebuild; pass {', '.join(missing)}=")
 
 
-def _run(trainer: Trainer, config: Config, directory: Path, env: AnyEnv, console: Console | None) -> Run:
-    """The loop around the trainer: writers, checkpoints, evaluation, interruption."""
-    writers: list[Writer] = [
-        JsonlWriter(directory / rundir.METRICS, trainer.iteration),
-        TensorBoardWriter(directory / "tb"),
-    ]
-    if console is not None:
-        about = f"{config.env_id}, value head {config.value}: {config.scale_promise}"
-        console.print(about, soft_wrap=True, highlight=False, markup=False)
-        writers.append(ConsoleWriter(config.total_steps, console))
-    every = config.total_steps // 10 if config.checkpoint_every is None else config.checkpoint_every
-    with _interruption() as interrupted:
-        try:
-            for iteration in trainer:
-                if _due(iteration, config.eval_every):
-                    report = evaluate(trainer.policy, env, config.eval_episodes, config.seed, config.env.kwargs)
-                    iteration.metrics["eval/mean_return"] = report.mean_return
-                for writer in writers:
-                    writer.write(iteration)
-                stop = interrupted.is_set()
-                if trainer.done or stop or _due(iteration, every):
-                    _save(trainer, directory)
-                    trainer.restart_episodes()
-                if stop:
-                    break
-        except TrainingFault as fault:
-            raise TrainingFault(f"{fault}; state saved as {_save(trainer, directory)}") from fault
-        finally:
-            for writer in writers:
-                writer.close()
-    return Run(directory, trainer.policy, config, trainer.step, interrupted=not trainer.done)
-
-
-def _due(iteration: Iteration, every: int) -> bool:
-    """Whether a multiple of `every` steps was passed in this iteration."""
-    return every > 0 and iteration.step // every > (iteration.step - iteration.steps) // every
-
-
-def _save(trainer: Trainer, directory: Path) -> Path:
-    state = trainer.state_dict()
-    tensors = {"policy": state["policy"], "optimizer": state["optimizer"]}
-    return checkpoint.save(directory, trainer.step, tensors, {"progress": state["progress"]})
-
-
 @contextmanager
 def _damage_named(source: Path) -> Generator[None]:
     """Turns what goes wrong while a state is loaded into an error that names the checkpoint."""
@@ -307,29 +265,3 @@ def _damage_named(source: Path) -> Generator[None]:
         yield
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{source} doesn't fit the run that its config describes: {error}") from error
-
-
-@contextmanager
-def _interruption() -> Generator[threading.Event]:
-    """An event that SIGINT and SIGTERM set, so that the iteration under way is finished and saved.
-
-    A second signal has its usual effect at once. Outside the main thread Python delivers no signals; nothing changes
-    there.
-    """
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def handle(number: int, _: FrameType | None) -> None:
-        event.set()
-        signal.signal(number, before[signal.Signals(number)])
-
-    for number in before:
-        signal.signal(number, handle)
-    try:
-        yield event
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

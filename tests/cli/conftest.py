@@ -8,14 +8,17 @@ from levelhead.cli import main
 
 SMALL = [
     *("--num-envs", "2", "--num-steps", "16", "--network.actor", "8", "--network.critic", "8"),
-    *("--ppo.epochs", "1", "--ppo.minibatches", "2"),
+    *("--ppo.epochs", "1", "--ppo.minibatches", "2", "--device", "cpu"),
 ]
 TINY = ["--total-steps", "64", *SMALL]
 
 
 @pytest.fixture
-def cli(capsys):
+def cli(capsys, monkeypatch):
     """Runs a command in this process: exit status, output and errors, the latter as one line without frames."""
+
+    for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+        monkeypatch.delenv(name, raising=False)
 
     def run(*arguments):
         with pytest.raises(SystemExit) as caught:

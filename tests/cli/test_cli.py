@@ -8,11 +8,13 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import entry_points
 
 import pytest
 
 import levelhead as lh
 from levelhead import checkpoint
+from levelhead.cli import main
 from levelhead.rundir import read_info
 from toys import same
 
@@ -108,6 +110,11 @@ def test_help_of_a_command_names_its_options(cli, arguments, words):
     status, out, _ = cli(*arguments)
     assert status == 0
     assert all(word in out for word in words)
+
+
+def test_the_program_is_installed_under_its_name():
+    (script,) = entry_points(group="console_scripts", name="levelhead")
+    assert script.load() is main
 
 
 def test_version_is_that_of_the_package(cli):

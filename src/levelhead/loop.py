@@ -1,0 +1,101 @@
+"""The loop around a trainer: writers, checkpoints, evaluation, interruption."""
+
+import signal
+import threading
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from rich.console import Console
+
+from levelhead import checkpoint, rundir
+from levelhead.config import Config
+from levelhead.errors import TrainingFault
+from levelhead.trainer import Iteration, Trainer
+from levelhead.writers import ConsoleWriter, JsonlWriter, TensorBoardWriter, Writer
+
+
+def run_loop(
+    trainer: Trainer, config: Config, directory: Path, score: Callable[[], float], console: Console | None
+) -> bool:
+    """Trains to the end, writing metrics and checkpoints on the way.
+
+    Args:
+        trainer: at its beginning, or where a checkpoint left it.
+        config: of the run.
+        directory: of the run.
+        score: evaluates the policy as it is now.
+        console: where progress is shown; None for silence.
+
+    Returns:
+        Whether a signal ended training early; everything is saved then.
+
+    Raises:
+        TrainingFault: something was not finite; the state from before is saved.
+    """
+    writers: list[Writer] = [
+        JsonlWriter(directory / rundir.METRICS, trainer.iteration),
+        TensorBoardWriter(directory / "tb"),
+    ]
+    if console is not None:
+        about = f"{config.env_id}, value head {config.value}: {config.scale_promise}"
+        console.print(about, soft_wrap=True, highlight=False, markup=False)
+        writers.append(ConsoleWriter(config.total_steps, console))
+    every = config.total_steps // 10 if config.checkpoint_every is None else config.checkpoint_every
+    with _interruption() as interrupted:
+        try:
+            for iteration in trainer:
+                if _due(iteration, config.eval_every):
+                    iteration.metrics["eval/mean_return"] = score()
+                for writer in writers:
+                    writer.write(iteration)
+                stop = interrupted.is_set()
+                if trainer.done or stop or _due(iteration, every):
+                    _save(trainer, directory)
+                    trainer.restart_episodes()
+                if stop:
+                    break
+        except TrainingFault as fault:
+            raise TrainingFault(f"{fault}; state saved as {_save(trainer, directory)}") from fault
+        finally:
+            for writer in writers:
+                writer.close()
+    return not trainer.done
+
+
+def _due(iteration: Iteration, every: int) -> bool:
+    """Whether a multiple of `every` steps was passed in this iteration."""
+    return every > 0 and iteration.step // every > (iteration.step - iteration.steps) // every
+
+
+def _save(trainer: Trainer, directory: Path) -> Path:
+    state = trainer.state_dict()
+    tensors = {"policy": state["policy"], "optimizer": state["optimizer"]}
+    return checkpoint.save(directory, trainer.step, tensors, {"progress": state["progress"]})
+
+
+@contextmanager
+def _interruption() -> Generator[threading.Event]:
+    """An event that SIGINT and SIGTERM set, so that the iteration under way is finished and saved.
+
+    A second signal has its usual effect at once. Outside the main thread Python delivers no signals; nothing changes
+    there.
+    """
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def handle(number: int, _: FrameType | None) -> None:
+        event.set()
+        signal.signal(number, before[signal.Signals(number)])
+
+    for number in before:
+        signal.signal(number, handle)
+    try:
+        yield event
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
