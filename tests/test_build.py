@@ -8,6 +8,7 @@ from torch import nn
 
 import levelhead as lh
 from levelhead.build import build_action_head, build_network, build_policy, build_trainer, build_value_head
+from levelhead.envs import make_gymnasium
 from levelhead.schedules import constant
 from toys import SMALL, Toy, same
 
@@ -134,3 +135,22 @@ def test_training_beside_a_process_group_is_refused(monkeypatch):
     policy = build_policy(config, env.observation_space, env.action_space)
     with pytest.raises(lh.ConfigError, match=r"one process, and a torch\.distributed process group exists"):
         build_trainer(config, env, policy)
+
+
+@pytest.mark.parametrize(
+    ("changes", "inside"),
+    [
+        ({"value": "popart"}, True),
+        ({"value": "runningnorm", "ppo.advantage": "head"}, True),
+        ({"value": "popart", "ppo.advantage": "none"}, False),
+        ({"value": "valuenorm"}, False),
+        ({"value": "linear"}, False),
+    ],
+)
+def test_a_trainer_says_whether_the_scale_promise_applies(tiny, with_fields, changes, inside):
+    config = with_fields(tiny(), changes)
+    env = make_gymnasium("CartPole-v1", config.num_envs)
+    promise = build_trainer(config, env, build_policy(config, env.observation_space, env.action_space)).scale_promise
+    env.close()
+    assert ("bit for bit" in promise) is inside
+    assert ("depends on the reward's scale" in promise) is not inside

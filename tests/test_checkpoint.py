@@ -59,9 +59,10 @@ def test_it_holds_safetensors_and_json_alone_and_the_manifest_their_hashes(finis
         assert hashes == {name: x for name, x in expected.items() if name != "manifest.json"}
 
 
-def test_saving_a_step_again_replaces_it_whole(run):
+def test_saving_a_step_again_leaves_the_one_there_as_it_is(run):
+    before = {p.name: p.read_bytes() for p in (run / "checkpoints/step-000000000200").iterdir()}
     save(run, 200, marker=5)
-    assert holds(run / "checkpoints/step-000000000200", 200, marker=5)
+    assert before == {p.name: p.read_bytes() for p in (run / "checkpoints/step-000000000200").iterdir()}
     assert {p.name for p in (run / "checkpoints").iterdir()} == {"step-000000000100", "step-000000000200"}
 
 
@@ -100,8 +101,9 @@ def operations_of_a_save(tmp_path, step):
     return len(done)
 
 
-@pytest.mark.parametrize("step", [200, 300], ids=["a step saved before", "a new step"])
-def test_a_crash_at_any_moment_leaves_every_earlier_step_loadable(tmp_path, step):
+def test_a_crash_at_any_moment_leaves_every_earlier_step_loadable(tmp_path):
+    step = 300
+
     def fresh(name):
         run = tmp_path / name
         save(run, 100)
@@ -109,7 +111,7 @@ def test_a_crash_at_any_moment_leaves_every_earlier_step_loadable(tmp_path, step
         return run
 
     total = operations_of_a_save(fresh("whole"), step)
-    assert total > 7
+    assert total >= 7
     for after in range(total):
         run = fresh(str(after))
         with pytest.MonkeyPatch.context() as patch:
@@ -120,9 +122,10 @@ def test_a_crash_at_any_moment_leaves_every_earlier_step_loadable(tmp_path, step
         assert {"step-000000000100", "step-000000000200"} <= found.keys(), after
         for name, path in found.items():
             tensors, _ = checkpoint.load(path)
-            assert int(tensors["policy"]["count"]) in {int(name.removeprefix("step-")), 7 if str(step) in name else -1}
+            assert int(tensors["policy"]["count"]) == (7 if str(step) in name else int(name.removeprefix("step-")))
+        kept = 7 if f"step-{step:012d}" in found else 9
         save(run, step, marker=9)
-        assert holds(run / f"checkpoints/step-{step:012d}", step, marker=9)
+        assert holds(run / f"checkpoints/step-{step:012d}", step, marker=kept)
 
 
 def test_files_reach_the_disk_before_the_name_does(tmp_path, monkeypatch):

@@ -63,6 +63,7 @@ def test_episodes_are_counted_whole_across_rollouts_in_the_environments_units(mo
     assert collector.metrics() == {}
     for iteration in range(5):
         collector.collect(iteration)
+        collector.record_episodes()
     lengths = [4, 3] * 5
     returns = [sum(100 * e + t + 1 for t in range(n)) / 4 for e, n in enumerate(lengths)]
     ended = len(collector.lengths)
@@ -148,19 +149,34 @@ def test_rewards_of_invalid_rows_reach_no_episode(bad):
     )
     for collector in (clean, dirty):
         assert not collector.collect(0).valid.all()
+        collector.record_episodes()
     assert dirty.metrics() == clean.metrics()
 
 
 def test_only_the_latest_hundred_episodes_are_averaged():
     collector = Collector(Noise(), readout(), 50, seed=1)
     collector.collect(0)
+    collector.record_episodes()
     assert len(collector.returns) == len(collector.lengths) == 100
 
 
 def test_a_reset_starts_new_episodes_and_keeps_the_record():
     collector = Collector(Chain(num_envs=2), readout(), 8, seed=1)
     collector.collect(0)
+    collector.record_episodes()
     assert list(collector.lengths) == [5, 5]
     collector.reset(1)
     collector.collect(1)
+    collector.record_episodes()
     assert list(collector.lengths) == [5, 5, 5, 5]
+
+
+def test_episodes_start_differently_after_every_reset_as_seed_and_iteration_decide():
+    def first(seed, iteration):
+        collector = Collector(Noise(), readout(), 4, seed)
+        collector.reset(iteration)
+        return collector.collect(0).observation[0]
+
+    assert torch.equal(first(1, 3), first(1, 3))
+    assert not torch.equal(first(1, 3), first(1, 4))
+    assert not torch.equal(first(1, 3), first(2, 3))

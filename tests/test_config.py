@@ -115,19 +115,3 @@ def test_a_number_where_a_schedule_belongs_is_constant_or_refused_by_name():
 def test_arguments_for_the_environment_that_json_cannot_hold_are_refused(value):
     with pytest.raises(lh.ConfigError, match=r"env\.kwargs"):
         lh.EnvConfig(kwargs={"x": value})
-
-
-@pytest.mark.parametrize(
-    ("changes", "inside"),
-    [
-        ({"value": "popart"}, True),
-        ({"value": "runningnorm", "ppo.advantage": "head"}, True),
-        ({"value": "popart", "ppo.advantage": "none"}, False),
-        ({"value": "valuenorm"}, False),
-        ({"value": "linear"}, False),
-    ],
-)
-def test_it_says_whether_the_scale_promise_applies(with_fields, changes, inside):
-    promise = with_fields(lh.Config("CartPole-v1"), changes).scale_promise
-    assert ("bit for bit" in promise) is inside
-    assert ("outside the promise" in promise) is not inside

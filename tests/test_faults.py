@@ -9,7 +9,10 @@ import pytest
 import torch
 
 from levelhead.errors import TrainingFault
-from toys import SMALL, Chain, Matching, Noise, Tampered, make_trainer, same
+from levelhead.objectives import ClipObjective
+from levelhead.schedules import constant
+from parts import CHOICES, REALS, learn, make_batch, make_learner, make_policy
+from toys import SMALL, Chain, Matching, Noise, Tampered, make_trainer, same, snapshot
 
 NORMALIZED = replace(SMALL, normalize_observation=True)
 STEPS = 16
@@ -120,3 +123,54 @@ def test_training_goes_on_where_the_environment_recovers():
     trainer = make_trainer(env, network=NORMALIZED, total_steps=4 * STEPS * 4)
     stopped(trainer, "reward")
     assert [turn.iteration for turn in trainer] == [2, 3, 4]
+
+
+class Breaking(ClipObjective):
+    """From call number `at` on, the loss or its gradient is not finite; keeps the state from before that call."""
+
+    def __init__(self, at, kind):
+        super().__init__(constant(0.2))
+        self.at, self.kind, self.calls = at, kind, 0
+
+    def state(self):
+        policy = snapshot(self.learner.policy)
+        return {**policy, **{name: x.clone() for name, x in self.learner.state_dict().items()}}
+
+    def __call__(self, new, batch):
+        answer, self.calls = super().__call__(new, batch), self.calls + 1
+        if self.calls - 1 != self.at:
+            return answer
+        self.before = self.state()
+        # The square root has an infinite slope at 0, which times 0 is NaN.
+        bad = (0 * new.log_prob).sqrt() if self.kind == "gradient" else float(self.kind)
+        return answer._replace(loss=answer.loss + bad)
+
+
+@pytest.mark.parametrize("at", [0, 4])
+@pytest.mark.parametrize(
+    ("kind", "named"), [("nan", "loss"), ("inf", "loss"), ("-inf", "loss"), ("gradient", "actor gradient")]
+)
+@pytest.mark.parametrize("space", [CHOICES, REALS])
+def test_no_step_is_taken_on_what_is_not_finite_nor_after_it(at, kind, named, space):
+    policy, objective = make_policy(space), Breaking(at, kind)
+    learner = objective.learner = make_learner(policy, objective)
+    start, batch = objective.state(), make_batch(policy, 12)
+    learn(learner, batch)
+    assert same(objective.before, objective.state())
+    assert same(start, objective.state()) == (at == 0)
+    faults = {name: bool(x) for name, x in learner.faults().items()}
+    assert next(name for name, broken in faults.items() if broken) == named
+    assert not faults["critic gradient"]
+    # Nothing of it is left in the next iteration.
+    learn(learner, batch, iteration=1)
+    assert not any(learner.faults().values())
+    assert not same(objective.before, objective.state())
+
+
+def test_no_step_is_taken_on_an_unhealthy_rollout():
+    policy = make_policy()
+    learner = make_learner(policy)
+    before = snapshot(policy), {name: x.clone() for name, x in learner.state_dict().items()}
+    learn(learner, make_batch(policy, 12), healthy=False)
+    assert same(before[0], policy.state_dict())
+    assert same(before[1], learner.state_dict())

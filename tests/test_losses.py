@@ -45,14 +45,14 @@ def test_the_surrogate_is_a_lower_bound(ratio, advantage, width):
 def test_the_kl_estimate_is_not_negative_for_any_sample(dtype):
     size = torch.logspace(-12, 1, 4001, dtype=dtype)
     log_ratio = torch.cat((size, -size, torch.zeros(1, dtype=dtype)))
-    assert (approximate_kl(log_ratio, log_ratio.exp()) >= 0).all()
+    assert (approximate_kl(log_ratio) >= 0).all()
 
 
 @law
 @given(st.integers(0, 2**32 - 1))
 def test_the_kl_estimate_is_right_on_average(seed):
     old, new = torch.randn(2, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).log_softmax(-1)
-    estimate = (old.exp() * approximate_kl(new - old, (new - old).exp())).sum()
+    estimate = (old.exp() * approximate_kl(new - old)).sum()
     assert_close(estimate, (old.exp() * (old - new)).sum(), rtol=1e-9, atol=1e-12)
 
 

@@ -11,6 +11,7 @@ from levelhead.config import HeadConfig, OptimizerConfig, PPOConfig
 from levelhead.envs import GymnasiumVecEnv
 from levelhead.objectives import ClipObjective
 from levelhead.schedules import Schedule, constant
+from parts import Probe
 from toys import SMALL, Chain, Counting, Matching, Noise, Tampered, Toy, make_trainer, same, snapshot
 
 STILL = OptimizerConfig(learning_rate=constant(0.0))
@@ -63,6 +64,25 @@ def test_only_valid_steps_count():
     assert turns[-2].step < 200 <= turns[-1].step
 
 
+@pytest.mark.parametrize("advantage", ["rollout", "none"])
+def test_only_valid_rows_are_learned_from_and_counted_in_any_statistics(advantage):
+    vector = SyncVectorEnv([lambda i=i: Counting(i) for i in range(3)], autoreset_mode=AutoresetMode.NEXT_STEP)
+    objective, network = Probe(), replace(SMALL, normalize_observation=True)
+    options = {"total_steps": 200, "network": network, "ppo": replace(ONE_PASS, advantage=advantage)}
+    trainer = make_trainer(GymnasiumVecEnv(vector), objective, **options)
+    for turn in trainer:
+        values, probe = objective.seen[-1]
+        learned = values[probe.grad > 0].double()
+        assert len(learned) == turn.steps < len(values)
+        assert trainer.policy.normalizer.count == turn.step
+        if advantage == "rollout":
+            assert_close(learned.mean(), torch.tensor(0.0).double(), rtol=0, atol=1e-5)
+            assert_close(learned.std(correction=0), torch.tensor(1.0).double(), rtol=1e-5, atol=0)
+        else:
+            assert turn.metrics["advantage/mean"] == pytest.approx(learned.mean().item(), rel=1e-5)
+            assert turn.metrics["advantage/std"] == pytest.approx(learned.std(correction=0).item(), rel=1e-5)
+
+
 def test_stopping_and_coming_back_is_the_same_as_one_go():
     def run(leave_after):
         trainer = make_trainer(Matching(), total_steps=5 * 128)
@@ -88,6 +108,14 @@ def test_the_seed_decides_everything():
 
     assert same(run(1), run(1))
     assert not same(run(1), run(2))
+
+
+def test_every_iteration_shuffles_anew(monkeypatch):
+    trainer, places = make_trainer(Noise(), total_steps=3 * 128), []
+    learn = trainer.learner.learn
+    monkeypatch.setattr(trainer.learner, "learn", lambda *given: places.append(given[-1]) or learn(*given))
+    list(trainer)
+    assert len(set(places)) == 3
 
 
 def test_parameters_are_the_same_tensors_at_the_end():
@@ -144,6 +172,7 @@ def test_targets_are_made_with_the_gamma_and_lambda_of_the_config(gamma, lam):
     # A new critic predicts 0, so only rewards of 1 are summed, up to the cut.
     expected = [sum((gamma * lam) ** k for k in range(n)) for n in remaining]
     assert next(trainer).metrics["value/target_mean"] == pytest.approx(sum(expected) / 16, rel=1e-5)
+    assert trainer.policy.value_head.mean.item() == pytest.approx(sum(expected) / 16, rel=1e-5)
 
 
 @pytest.mark.parametrize("advantage", ["rollout", "head", "none"])

@@ -91,9 +91,9 @@ def train(
     head = value if isinstance(value, ValueHead) else None
     parts = {"env": None if isinstance(env, str) else env, "network": network, "value": head, "objective": objective}
     _require_consistent(env, config, num_envs)
-    _prepare(config)
-    vec = _open(env, config.num_envs, config.env.kwargs)
-    try:
+    _require_used(config, network, objective)
+    prepare(config)
+    with _opened(env, config.num_envs, config.env.kwargs) as vec:
         policy = build_policy(config, vec.observation_space, vec.action_space, network, head)
         trainer = build_trainer(config, vec, policy, objective)
         custom = tuple(part for part, x in parts.items() if x is not None)
@@ -101,8 +101,6 @@ def train(
         rundir.write_info(directory, RunInfo(config, vec.observation_space, vec.action_space, custom))
         interrupted = run_loop(trainer, config, directory, lambda: _score(policy, env, config), console)
         return Run(directory, policy, config, trainer.step, interrupted)
-    finally:
-        vec.close()
 
 
 def resume(
@@ -139,20 +137,18 @@ def resume(
     tensors, state = checkpoint.load(source)
     if state["step"] >= config.total_steps:
         raise ConfigError(f"{source} has taken {state['step']} of {config.total_steps} steps: give more total steps")
-    _prepare(config)
+    prepare(config)
     environment = config.env_id if env is None else env
     _require_consistent(environment, config, None)
-    vec = _open(environment, config.num_envs, config.env.kwargs)
-    try:
+    with _opened(environment, config.num_envs, config.env.kwargs) as vec:
         policy = build_policy(config, vec.observation_space, vec.action_space, network, value)
         trainer = build_trainer(config, vec, policy, objective)
         with _damage_named(source):
             trainer.load_state_dict({**tensors, **state})
+        checkpoint.supersede(source)
         rundir.write_info(directory, replace(info, config=config))
         interrupted = run_loop(trainer, config, directory, lambda: _score(policy, environment, config), console)
         return Run(directory, policy, config, trainer.step, interrupted)
-    finally:
-        vec.close()
 
 
 def evaluate(
@@ -172,14 +168,14 @@ def evaluate(
     """
     if episodes < 1:
         raise ConfigError(f"episodes is {episodes}; accepted: at least 1")
-    vec = _open(env, min(episodes, 8), env_kwargs or {})
-    try:
+    if env_kwargs and not isinstance(env, str):
+        raise ConfigError("env_kwargs has nothing to act on: the environment is handed over as an object")
+    with _opened(env, min(episodes, 8), env_kwargs or {}) as vec:
         if vec.observation_space.shape != policy.observation_shape:
             raise ConfigError(f"{env} observes {vec.observation_space.shape}, the policy {policy.observation_shape}")
+        if policy.action_space not in (None, vec.action_space):
+            raise ConfigError(f"{env} takes actions {vec.action_space}, and the policy's are {policy.action_space}")
         return run_episodes(policy, vec, episodes, seed)
-    finally:
-        if vec is not env:
-            vec.close()
 
 
 def load_policy(
@@ -213,10 +209,12 @@ def run_directory(run: str | Path) -> Path:
     return checkpoint.resolve(rundir.find(run)).parent.parent
 
 
-# -- behind the door ---------------------------------------------------------------------------------------------
+def prepare(config: Config) -> None:
+    """Imports the modules that a config names and sets torch's threads, as training and evaluation need it.
 
-
-def _prepare(config: Config) -> None:
+    Raises:
+        ConfigError: a module cannot be imported.
+    """
     for module in config.imports:
         try:
             importlib.import_module(module)
@@ -226,17 +224,26 @@ def _prepare(config: Config) -> None:
         torch.set_num_threads(config.threads)
 
 
+# -- behind the door ---------------------------------------------------------------------------------------------
+
+
 def _score(policy: Policy, env: AnyEnv, config: Config) -> float:
     return evaluate(policy, env, config.eval_episodes, config.seed, config.env.kwargs).mean_return
 
 
-def _open(env: AnyEnv, num_envs: int, kwargs: dict[str, Any]) -> VecEnv:
-    """The environments that `env` stands for."""
+@contextmanager
+def _opened(env: AnyEnv, num_envs: int, kwargs: dict[str, Any]) -> Generator[VecEnv]:
+    """The environments that `env` stands for; closed afterwards, unless they were handed over."""
     if isinstance(env, VecEnv):
-        return env
-    if isinstance(env, VectorEnv):
-        return GymnasiumVecEnv(env)
-    return make_gymnasium(env, num_envs, kwargs)
+        yield env
+    elif isinstance(env, VectorEnv):
+        yield GymnasiumVecEnv(env)
+    else:
+        vec = make_gymnasium(env, num_envs, kwargs)
+        try:
+            yield vec
+        finally:
+            vec.close()
 
 
 def _require_consistent(env: AnyEnv, config: Config, num_envs: int | None) -> None:
@@ -250,6 +257,17 @@ def _require_consistent(env: AnyEnv, config: Config, num_envs: int | None) -> No
             raise ConfigError(f"num_envs is {num_envs}, and the environments handed over are {env.num_envs}")
         if config.eval_every:
             raise ConfigError("eval_every needs environments of its own: pass an id or a function")
+
+
+def _require_used(config: Config, network: Network | None, objective: Objective | None) -> None:
+    """Refuses settings that a part handed over as an object would leave without effect."""
+    default = preset(config.env_id)
+    if network is not None:
+        for name in ("shared", "actor", "critic", "activation"):
+            if getattr(config.network, name) != getattr(default.network, name):
+                raise ConfigError(f"network.{name} has nothing to act on: the network is handed over as an object")
+    if objective is not None and config.ppo.clip_range != default.ppo.clip_range:
+        raise ConfigError("ppo.clip_range has nothing to act on: the objective is handed over as an object")
 
 
 def _require_parts(info: RunInfo, parts: Mapping[str, object]) -> None:

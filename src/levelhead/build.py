@@ -8,7 +8,7 @@ from torch import nn
 
 from levelhead.actions import ActionHead, CategoricalHead, GaussianHead
 from levelhead.collector import Collector
-from levelhead.config import Config, Device, GroupConfig
+from levelhead.config import Config, Device, GroupConfig, NetworkConfig
 from levelhead.envs import VecEnv
 from levelhead.errors import ConfigError
 from levelhead.learner import GroupSettings, Learner, LearnerSettings
@@ -62,6 +62,8 @@ def build_action_head(config: Config, input_dim: int, space: gym.Space[Any]) -> 
     """The head that fits an action space."""
     space = require_action(space)
     if isinstance(space, gym.spaces.Discrete):
+        if config.network.log_std != NetworkConfig().log_std:
+            raise ConfigError(f"network.log_std has nothing to act on: actions are {space}")
         return CategoricalHead(input_dim, int(space.n), int(space.start))
     low, high = torch.from_numpy(space.low), torch.from_numpy(space.high)
     return GaussianHead(input_dim, low, high, config.network.log_std)
@@ -96,6 +98,7 @@ def build_policy(
             action_head=build_action_head(config, network.actor_dim, action_space),
             value_head=value_head,
             normalizer=ObservationNormalizer(dim) if config.network.normalize_observation else None,
+            action_space=action_space,
         )
     return policy.to(build_device(config.device))
 
@@ -105,6 +108,10 @@ def build_trainer(config: Config, env: VecEnv, policy: Policy, objective: Object
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         raise ConfigError("training runs in one process, and a torch.distributed process group exists")
     ppo = config.ppo
+    head = policy.value_head
+    for name, used in (("head.beta", config.head.beta is not None), ("ppo.advantage 'head'", ppo.advantage == "head")):
+        if used and not head.has_statistics:
+            raise ConfigError(f"{name} has nothing to act on: {type(head).__name__} keeps no statistics")
     learner = Learner(
         policy,
         objective or ClipObjective(ppo.clip_range, policy.device),

@@ -29,9 +29,12 @@ def save(run: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], stat
         state: JSON values.
 
     Returns:
-        The checkpoint's directory. One of the same step that is already there is kept until the new one is complete.
+        The checkpoint's directory. One of the same step that is already there stays as it is: a run is at one state at
+        a step, and a moment without the old one and the new one would be a moment to lose both.
     """
     final = run / "checkpoints" / f"step-{step:012d}"
+    if final.exists():
+        return final
     partial = final.with_name(f".{final.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -45,13 +48,8 @@ def save(run: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], stat
     for name, data in files.items():
         _write_synced(partial / name, data)
     _sync_directory(partial)
-    replaced = final.with_name(f".{final.name}.replaced")
-    shutil.rmtree(replaced, ignore_errors=True)
-    if final.exists():
-        final.rename(replaced)
     partial.rename(final)
     _sync_directory(final.parent)
-    shutil.rmtree(replaced, ignore_errors=True)
     return final
 
 
@@ -78,6 +76,8 @@ def load(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
             if hashlib.sha256(files[name]).hexdigest() != expected:
                 raise CheckpointError(f"{path / name} is damaged: its SHA-256 is not the one in {MANIFEST}")
         state = _decode(path / STATE, files.pop(STATE))
+        if not isinstance(state.get("step"), int):
+            raise CheckpointError(f"{path / STATE} is damaged: it lacks the step")
         tensors = {name.removesuffix(".safetensors"): _tensors(path / name, data) for name, data in files.items()}
     except CheckpointError as error:
         before = [p for p in checkpoints(path.parent.parent) if p.name < path.name]
@@ -97,12 +97,23 @@ def resolve(path: Path) -> Path:
     Raises:
         CheckpointError: there is none.
     """
-    if (path / MANIFEST).exists() or path.parent.name == "checkpoints":
+    path = path.absolute()
+    named_as_one = path.parent.name == "checkpoints" and path.name.startswith("step-")
+    if named_as_one or (path / MANIFEST).exists():
         return path
-    found = checkpoints(path)
+    found = checkpoints(path.parent if path.name == "checkpoints" and not (path / "checkpoints").exists() else path)
     if not found:
         raise CheckpointError(f"{path} is neither a checkpoint nor a run directory with checkpoints")
     return found[-1]
+
+
+def supersede(path: Path) -> None:
+    """Makes a checkpoint the last one of its run: later ones are renamed to `superseded-...` and no longer counted."""
+    for later in checkpoints(path.parent.parent):
+        if later.name > path.name:
+            set_aside = later.with_name(f"superseded-{later.name}")
+            shutil.rmtree(set_aside, ignore_errors=True)
+            later.rename(set_aside)
 
 
 def _encode(value: Any) -> bytes:

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -128,22 +129,24 @@ def _resume(options: ResumeOptions, console: Console) -> int:
 
 def _finish(run: api.Run, console: Console) -> int:
     """Says where the run is, how good the policy is, and what to type next."""
+    directory = shlex.quote(str(run.directory))
     _say(console, f"run directory  {run.directory}")
     if run.interrupted:
         _say(console, f"interrupted at step {run.step}; everything is saved")
-        _say(console, f"next           levelhead resume {run.directory}")
+        _say(console, f"next           levelhead resume {directory}")
         return INTERRUPTED
     report = api.evaluate(run.policy, run.config.env_id, FINAL_EPISODES, run.config.seed, run.config.env.kwargs)
     _say(console, f"greedy return  {_score(report)}")
-    _say(console, f"next           levelhead eval {run.directory} --episodes 100")
-    _say(console, f"               levelhead resume {run.directory} --total-steps {2 * run.config.total_steps}")
-    _say(console, f"               tensorboard --logdir {run.directory / 'tb'}")
+    _say(console, f"next           levelhead eval {directory} --episodes 100")
+    _say(console, f"               levelhead resume {directory} --total-steps {2 * run.config.total_steps}")
+    _say(console, f"               tensorboard --logdir {directory}/tb")
     return DONE
 
 
 def _eval(options: EvalOptions, console: Console) -> int:
-    policy = api.load_policy(options.run)
     config = rundir.read_info(api.run_directory(options.run)).config
+    api.prepare(config)
+    policy = api.load_policy(options.run)
     report = api.evaluate(policy, config.env_id, options.episodes, options.seed, config.env.kwargs)
     _say(console, f"{config.env_id}  greedy return {_score(report)}")
     return DONE
@@ -159,8 +162,7 @@ def _score(report: Report) -> str:
 
 def _list(console: Console) -> int:
     for directory in rundir.all_runs():
-        lines = (directory / rundir.METRICS).read_text().splitlines()
-        last: dict[str, Any] = json.loads(lines[-1]) if lines else {}
+        last = rundir.last_metrics(directory)
         score = last.get("rollout/ep_rew_mean")
         shown = "no episode yet" if score is None else f"return {score:.1f}"
         _say(console, f"{directory}  step {last.get('step', 0)}  {shown}")

@@ -77,9 +77,8 @@ class Collector:
             if step.valid is not None:
                 self._valid[t].copy_(step.valid)
             if step.final_observation is not None and bool(step.truncated.any()):
-                finals.append((t, step.final_observation))
+                finals.append((t, step.final_observation.clone()))
 
-        self._record_episodes()
         action, parameters = self._choices
         value, next_value = self._values(finals)
         return Rollout(
@@ -116,18 +115,18 @@ class Collector:
             next_value[t] = torch.where(self._truncated[t], cut, next_value[t])
         return values[:-1], next_value
 
-    def _record_episodes(self) -> None:
-        reward = self._reward.cpu().numpy().astype(np.float64)
+    def record_episodes(self) -> None:
+        """Takes the latest rollout into the episode statistics; not done where the rollout turns out to be broken."""
         valid = self._valid.cpu().numpy()
+        reward = np.where(valid, self._reward.cpu().numpy().astype(np.float64), 0.0)
         ended = (self._terminated | self._truncated).cpu().numpy()
         for t in range(len(reward)):
-            self._return += reward[t] * valid[t]
+            self._return += reward[t]
             self._length += valid[t]
             if ended[t].any():
                 for i in np.flatnonzero(ended[t]):
-                    if np.isfinite(self._return[i]):  # else training is about to stop, and this is no score
-                        self.returns.append(float(self._return[i]))
-                        self.lengths.append(int(self._length[i]))
+                    self.returns.append(float(self._return[i]))
+                    self.lengths.append(int(self._length[i]))
                 self._return[ended[t]] = 0.0
                 self._length[ended[t]] = 0
 

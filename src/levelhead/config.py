@@ -1,15 +1,17 @@
 """The whole configuration of a run: frozen dataclasses that check themselves."""
 
+import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from levelhead.errors import ConfigError
 from levelhead.networks import Activation
 from levelhead.schedules import Schedule, constant
+from levelhead.serialize import coerce
 from levelhead.trainer import AdvantageScale
 
 ValueKind = Literal["popart", "runningnorm", "valuenorm", "linear"]
@@ -25,7 +27,7 @@ def _check_group(name: str, group: "GroupConfig | OptimizerConfig") -> None:
     rate, eps, norm = group.learning_rate, group.eps, group.max_grad_norm
     _require(f"{name}.learning_rate", rate, rate is None or rate.bounds[0] >= 0, "values >= 0")
     _require(f"{name}.eps", eps, eps is None or 0 < eps < math.inf, "a positive number")
-    _require(f"{name}.max_grad_norm", norm, norm is None or norm > 0, "a positive number")
+    _require(f"{name}.max_grad_norm", norm, norm is None or 0 < norm < math.inf, "a positive number")
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,13 @@ class EnvConfig:
 
     kwargs: dict[str, Any] = field(default_factory=dict[str, Any])
     """Arguments for the environment's constructor, as JSON: '{"continuous": true}'."""
+
+    def __post_init__(self) -> None:
+        coerce(self, "env.")
+        try:
+            json.dumps(self.kwargs, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"env.kwargs is {self.kwargs}; accepted: what JSON can hold ({error})") from error
 
 
 @dataclass(frozen=True)
@@ -54,6 +63,7 @@ class NetworkConfig:
     """Where the log standard deviation of continuous actions starts."""
 
     def __post_init__(self) -> None:
+        coerce(self, "network.")
         for name in ("shared", "actor", "critic"):
             _require(f"network.{name}", getattr(self, name), all(w >= 1 for w in getattr(self, name)), "widths >= 1")
         _require("network.log_std", self.log_std, math.isfinite(self.log_std), "a finite number")
@@ -67,6 +77,7 @@ class HeadConfig:
     """Fraction of the old target statistics that an update keeps, in [0, 1); 0.98 where not given."""
 
     def __post_init__(self) -> None:
+        coerce(self, "head.")
         if self.beta is not None:
             low, high = self.beta.bounds
             _require("head.beta", self.beta, low >= 0 and high < 1, "values in [0, 1)")
@@ -96,6 +107,7 @@ class PPOConfig:
     """How far a value may move from its old one before its gradient is cut off, on the normalised axis."""
 
     def __post_init__(self) -> None:
+        coerce(self, "ppo.")
         _require("ppo.gamma", self.gamma, 0 <= self.gamma <= 1, "a value in [0, 1]")
         _require("ppo.lam", self.lam, 0 <= self.lam <= 1, "a value in [0, 1]")
         _require("ppo.epochs", self.epochs, self.epochs >= 1, "at least 1")
@@ -118,6 +130,9 @@ class GroupConfig:
     max_grad_norm: float | None = None
     """Length that the group's gradient is scaled down to."""
 
+    def __post_init__(self) -> None:
+        coerce(self, "optimizer group ")
+
 
 @dataclass(frozen=True)
 class OptimizerConfig:
@@ -137,6 +152,7 @@ class OptimizerConfig:
     """The critic's own layers and the value head."""
 
     def __post_init__(self) -> None:
+        coerce(self, "optimizer.")
         _check_group("optimizer", self)
         for name in ("shared", "actor", "critic"):
             _check_group(f"optimizer.{name}", getattr(self, name))
@@ -181,6 +197,7 @@ class Config:
     optimizer: OptimizerConfig = OptimizerConfig()
 
     def __post_init__(self) -> None:
+        coerce(self)
         for name in ("total_steps", "num_envs", "num_steps", "eval_episodes"):
             _require(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
         for name in ("seed", "threads", "eval_every"):
@@ -189,8 +206,6 @@ class Config:
         _require("checkpoint_every", every, every is None or every >= 0, "0 or more")
         scale = self.reward_scale
         _require("reward_scale", scale, math.isfinite(scale) and scale > 0, "a positive number")
-        for name, kind in (("value", ValueKind), ("device", Device)):
-            _require(name, getattr(self, name), getattr(self, name) in get_args(kind), f"one of {get_args(kind)}")
         rows = self.num_envs * self.num_steps
         _require("ppo.minibatches", self.ppo.minibatches, self.ppo.minibatches <= rows, f"at most {rows}, one row each")
         if self.value == "linear" and self.head.beta is not None:
@@ -199,11 +214,3 @@ class Config:
             raise ConfigError("ppo.advantage 'head' needs a value head with statistics, and 'linear' keeps none")
         if self.optimizer.shared != GroupConfig() and not self.network.shared:
             raise ConfigError("optimizer.shared has nothing to act on: network.shared has no layers")
-
-    @property
-    def scale_promise(self) -> str:
-        """What a change of the reward's scale does to this run, in a sentence."""
-        if self.value in ("popart", "runningnorm") and self.ppo.advantage != "none":
-            return "rewards times any power of two train the same policy, bit for bit"
-        outside = f"the value head {self.value!r}" if self.ppo.advantage != "none" else "unscaled advantages"
-        return f"the outcome depends on the reward's scale: {outside} is outside the promise"

@@ -36,11 +36,13 @@ def run_loop(
     """
     writers: list[Writer] = [
         JsonlWriter(directory / rundir.METRICS, trainer.iteration),
-        TensorBoardWriter(directory / "tb"),
+        TensorBoardWriter(directory / "tb", trainer.step),
     ]
     if console is not None:
-        about = f"{config.env_id}, value head {config.value}: {config.scale_promise}"
-        console.print(about, soft_wrap=True, highlight=False, markup=False)
+        head = type(trainer.policy.value_head).__name__
+        console.print(
+            f"{config.env_id}, {head}: {trainer.scale_promise}", soft_wrap=True, highlight=False, markup=False
+        )
         writers.append(ConsoleWriter(config.total_steps, console))
     every = config.total_steps // 10 if config.checkpoint_every is None else config.checkpoint_every
     with _interruption() as interrupted:

@@ -13,12 +13,12 @@ def clip_surrogate(ratio: Tensor, advantage: Tensor, clip_range: float | Tensor)
     return torch.minimum(ratio * advantage, ratio.clamp(1 - width, 1 + width) * advantage)
 
 
-def approximate_kl(log_ratio: Tensor, ratio: Tensor) -> Tensor:
+def approximate_kl(log_ratio: Tensor) -> Tensor:
     """Schulman's low-variance estimate of KL(old || new) from samples of old: `r - 1 - log r`, unreduced.
 
     Source: Schulman 2020, "Approximating KL divergence" (k3). Not negative for any sample.
     """
-    return ratio - 1 - log_ratio
+    return log_ratio.expm1() - log_ratio
 
 
 def clip_fraction(ratio: Tensor, clip_range: float | Tensor) -> Tensor:

@@ -54,5 +54,4 @@ class ClipObjective(Objective):
         ratio = log_ratio.exp()
         width = self.clip_range.tensor
         loss = -clip_surrogate(ratio, batch.advantage, width)
-        ratio = ratio.detach()
-        return ObjectiveLoss(loss, approximate_kl(log_ratio.detach(), ratio), clip_fraction(ratio, width))
+        return ObjectiveLoss(loss, approximate_kl(log_ratio.detach()), clip_fraction(ratio.detach(), width))

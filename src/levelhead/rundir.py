@@ -68,7 +68,9 @@ def write_info(directory: Path, info: RunInfo) -> None:
         },
         "git_commit": _git_commit(),
     }
-    (directory / CONFIG).write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
+    partial = directory / f".{CONFIG}.partial"
+    partial.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
+    partial.replace(directory / CONFIG)
 
 
 def read_info(directory: Path) -> RunInfo:
@@ -88,13 +90,22 @@ def read_info(directory: Path) -> RunInfo:
         )
     except OSError as error:
         raise ConfigError(f"{directory} is not a run directory: {CONFIG} cannot be read ({error.strerror})") from error
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+    except ConfigError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{path} is damaged: {error!r}") from error
 
 
 def all_runs() -> list[Path]:
     """Every run under `runs/`, the newest last."""
     return [p.parent for p in sorted(ROOT.glob(f"*/*/{CONFIG}"), key=lambda p: p.stat().st_mtime_ns)]
+
+
+def last_metrics(directory: Path) -> dict[str, Any]:
+    """The last complete line of `metrics.jsonl`; empty where there is none yet."""
+    path = directory / METRICS
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return next((json.loads(line) for line in reversed(lines) if line.endswith("\n")), {})
 
 
 def find(name: str | Path) -> Path:

@@ -18,7 +18,7 @@ class Stream(IntEnum):
 
 def derive(seed: int, stream: Stream, *place: int) -> int:
     """A 32-bit seed for one stream at one place (iteration, epoch, environment), unrelated to all others."""
-    return int(np.random.SeedSequence([seed, stream, *place]).generate_state(1)[0])
+    return int(np.random.SeedSequence(seed, spawn_key=(stream, *place)).generate_state(1)[0])
 
 
 def generator(seed: int, stream: Stream, *place: int) -> torch.Generator:

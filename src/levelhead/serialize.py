@@ -2,9 +2,11 @@
 
 import dataclasses
 import difflib
+import functools
 import types
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from levelhead.errors import ConfigError
 from levelhead.schedules import Schedule, schedule
@@ -32,44 +34,76 @@ def from_json(kind: type[T], data: Any, name: str = "config") -> T:
     return cast("T", _read(kind, data, name))
 
 
+def coerce(config: Any, prefix: str = "") -> None:
+    """Brings every field of a frozen dataclass to its declared type, for use in `__post_init__`.
+
+    Numbers and texts become schedules, lists tuples, texts paths; numpy's numbers become Python's.
+
+    Args:
+        config: the instance.
+        prefix: of the field names in errors.
+
+    Raises:
+        ConfigError: a value that doesn't stand for one of the declared type.
+    """
+    for name, kind in _hints(type(config)).items():
+        object.__setattr__(config, name, _read(kind, getattr(config, name), prefix + name))
+
+
+@functools.cache
+def _hints(kind: type[Any]) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
 def _read(kind: Any, data: Any, name: str) -> Any:
     origin, args = get_origin(kind), get_args(kind)
-    if kind is not Schedule and dataclasses.is_dataclass(kind):
-        return _read_fields(cast("type[Any]", kind), data, name)
     if origin in (Union, types.UnionType):
         if data is None and type(None) in args:
             return None
         return _read(next(a for a in args if a is not type(None)), data, name)
-    if origin is Annotated:
-        return _read(args[0], data, name)
-    try:
-        if kind is Schedule:
-            return schedule(data)
-        if origin is tuple:
-            return tuple(_read(args[0], x, name) for x in data)
-        if origin is Literal and data in args:
+    if isinstance(data, bool):  # which Python counts among the numbers
+        if kind is bool:
             return data
-        if origin is dict or kind is Path:
-            return (Path if kind is Path else dict)(data)
-        if kind is float and isinstance(data, int | float) and not isinstance(data, bool):
-            return float(data)
-        if type(data) is kind:
-            return data
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{name}: {error}") from error
-    raise ConfigError(f"{name} is {data!r}; accepted: {args or getattr(kind, '__name__', kind)}")
+        raise ConfigError(f"{name} is {data}; accepted: {_described(kind)}")
+    if origin is Literal and data in args:
+        return data
+    if origin is tuple and isinstance(data, list | tuple):
+        return tuple(_read(args[0], x, name) for x in cast("list[Any]", data))
+    if origin is dict and isinstance(data, dict):
+        return dict(cast("dict[Any, Any]", data))
+    if kind is Schedule and isinstance(data, Schedule | str | Real):
+        try:
+            return schedule(data if isinstance(data, Schedule | str) else float(data))
+        except ValueError as error:
+            raise ConfigError(f"{name}: {error}") from error
+    if kind is Path and isinstance(data, str | Path):
+        return Path(data)
+    if kind is float and isinstance(data, Real):
+        return float(data)
+    if kind is int and isinstance(data, Integral):
+        return int(data)
+    if kind is not Schedule and dataclasses.is_dataclass(kind):
+        return data if isinstance(data, cast("type[Any]", kind)) else _read_fields(cast("type[Any]", kind), data, name)
+    if type(data) is kind:
+        return data
+    raise ConfigError(f"{name} is {data}; accepted: {_described(kind)}")
+
+
+def _described(kind: Any) -> str:
+    return f"one of {get_args(kind)}" if get_origin(kind) is Literal else str(getattr(kind, "__name__", kind))
 
 
 def _read_fields(kind: type[Any], data: Any, name: str) -> Any:
     if not isinstance(data, dict):
         raise ConfigError(f"{name} is {data!r}; accepted: an object")
-    hints = get_type_hints(kind)
-    for key in cast("dict[str, Any]", data):
+    hints = _hints(kind)
+    given = cast("dict[str, Any]", data)
+    for key in given:
         if key not in hints:
             near = difflib.get_close_matches(key, hints, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(hints)}"
             raise ConfigError(f"unknown name {key!r} in {name}{hint}")
     try:
-        return kind(**{key: _read(hints[key], value, f"{name}.{key}") for key, value in data.items()})
+        return kind(**{key: _read(hints[key], value, f"{name}.{key}") for key, value in given.items()})
     except TypeError as error:
         raise ConfigError(f"{name}: {error}") from error

@@ -51,6 +51,8 @@ def from_json(data: dict[str, Any]) -> gym.Space[Any]:
     """The inverse of `to_json`."""
     if data["kind"] == "discrete":
         return cast("gym.Space[Any]", gym.spaces.Discrete(data["n"], start=data["start"]))
+    if data["kind"] != "box":
+        raise ValueError(f"unknown kind of space {data['kind']!r}")
     dtype = np.dtype(data["dtype"])
     low = np.array([-np.inf if x is None else x for x in data["low"]], dtype).reshape(data["shape"])
     high = np.array([np.inf if x is None else x for x in data["high"]], dtype).reshape(data["shape"])

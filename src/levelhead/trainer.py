@@ -73,6 +73,15 @@ class Trainer:
         return self
 
     @property
+    def scale_promise(self) -> str:
+        """What a change of the reward's scale does to this training, in a sentence."""
+        head, scaled = self.policy.value_head, self.settings.advantage != "none"
+        if head.scale_free and scaled:
+            return "rewards times any power of two train the same policy, bit for bit"
+        outside = type(head).__name__ if scaled else "unscaled advantages"
+        return f"the outcome depends on the reward's scale, through {outside}"
+
+    @property
     def done(self) -> bool:
         """Whether `total_steps` have been taken."""
         return self.step >= self.settings.total_steps
@@ -97,6 +106,7 @@ class Trainer:
                 f"{health.diagnose()}, in iteration {self.iteration + 1} on rank 0;"
                 " stopped before the optimiser step that would have used it"
             )
+        self.collector.record_episodes()
         taken = int(values.pop("steps"))
         self.step += taken
         self.iteration += 1

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
-from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]  # generated
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]  # generated
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
@@ -62,10 +62,18 @@ def _lines_until(path: Path, iteration: int) -> list[str]:
 
 
 class TensorBoardWriter(Writer):
-    """The same metrics for TensorBoard, over environment steps."""
+    """The same metrics for TensorBoard, over environment steps.
 
-    def __init__(self, directory: Path) -> None:
+    Args:
+        directory: of the event files.
+        step: the last one that counts; what earlier files hold after it is hidden, as a resumed run writes it anew.
+    """
+
+    def __init__(self, directory: Path, step: int = 0) -> None:
         self._writer = EventFileWriter(str(directory))
+        if step:
+            start = SessionLog(status=SessionLog.START)
+            self._writer.add_event(Event(wall_time=time.time(), step=step + 1, session_log=start))
 
     def write(self, iteration: Iteration) -> None:
         values = [Summary.Value(tag=name, simple_value=x) for name, x in iteration.metrics.items()]

@@ -103,3 +103,11 @@ def test_an_entry_that_never_varies_is_harmless(constant):
     assert y.isfinite().all()
     assert y[:, 1].abs().max() <= 1e-6 * max(1.0, abs(constant))
     assert_close(y[:, 0].std(correction=0), torch.tensor(1.0), rtol=1e-4, atol=0)
+
+
+def test_an_entry_that_varies_by_float32_rounding_alone_is_not_blown_up():
+    normalizer, x = ObservationNormalizer(DIM), torch.full((100, DIM), 1e4)
+    x[::2] = torch.nextafter(x[0, 0], torch.tensor(2e4))
+    feed(normalizer, x)
+    assert normalizer.var.min() > 0
+    assert normalizer(x).abs().max() < 1e-2

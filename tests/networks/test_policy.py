@@ -75,6 +75,13 @@ def test_observations_of_any_dtype_are_flattened_to_float32(dtype):
     assert torch.equal(prepared, x.reshape(5, 3, 8).float())
 
 
+def test_the_network_reads_normalised_observations():
+    policy, x = trained_policy(), observations(5, 3)
+    flat = x.reshape(5, 3, 8).float()
+    assert torch.equal(policy.prepare(x), policy.normalizer(flat))
+    assert not torch.isclose(policy.prepare(x), flat).any()
+
+
 @pytest.mark.parametrize("space", [CHOICES, REALS])
 def test_acting_on_a_batch_is_acting_on_each(space):
     policy, x = trained_policy(space), observations(20)

@@ -39,8 +39,8 @@ class GaussianHead(ActionHead):
         super().__init__()
         self.linear = orthogonal(nn.Linear(input_dim, low.numel()), gain=0.01)
         self.log_std = nn.Parameter(torch.full((low.numel(),), log_std))
-        self.register_buffer("low", low.float())
-        self.register_buffer("high", high.float())
+        self.register_buffer("low", _rounded(low, torch.inf))
+        self.register_buffer("high", _rounded(high, -torch.inf))
 
     def noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         """Standard normal, `[*shape, D]`."""
@@ -77,3 +77,10 @@ class GaussianHead(ActionHead):
 
     def to_environment(self, action: Tensor) -> Tensor:
         return action.clamp(self.low, self.high)
+
+
+def _rounded(bound: Tensor, inwards: float) -> Tensor:
+    """A bound in float32, rounded inwards, so that a clipped action lies within the bounds as they were given."""
+    near = bound.float()
+    outside = (near.double() - bound.double()) * inwards < 0
+    return torch.where(outside, near.nextafter(torch.full_like(near, inwards)), near)

@@ -27,18 +27,18 @@ class GymnasiumVecEnv(VecEnv):
         env: a vector environment whose metadata name its autoreset mode.
 
     Raises:
-        ConfigError: the mode is missing from the metadata.
+        ConfigError: the mode is missing from the metadata, or unknown.
     """
 
     def __init__(self, env: VectorEnv[Any, Any, Any]) -> None:
-        mode = env.metadata.get("autoreset_mode")
-        if mode is None:
+        try:
+            self.mode = AutoresetMode(env.metadata.get("autoreset_mode"))
+        except ValueError as error:
             raise ConfigError(
                 f"{env} doesn't say how it resets: metadata['autoreset_mode'] must be one of"
-                f" {', '.join(m.name for m in AutoresetMode)}"
-            )
+                f" {', '.join(m.name for m in AutoresetMode)}; {error}"
+            ) from error
         self.env = env
-        self.mode = AutoresetMode(mode)
         self.num_envs = env.num_envs
         self.observation_space = env.single_observation_space
         self.action_space = env.single_action_space

@@ -44,6 +44,7 @@ class Policy(nn.Module):
         action_head: reads the actor's features.
         value_head: reads the critic's features.
         normalizer: of flattened observations; None for none.
+        action_space: what the environment takes, for those who want to compare; None where unknown.
     """
 
     def __init__(
@@ -53,9 +54,11 @@ class Policy(nn.Module):
         action_head: ActionHead,
         value_head: ValueHead,
         normalizer: ObservationNormalizer | None = None,
+        action_space: object = None,
     ) -> None:
         super().__init__()
         self.observation_shape = observation_shape
+        self.action_space = action_space
         self.normalizer = normalizer
         self.network = network
         self.action_head = action_head

@@ -2,7 +2,7 @@
 
 import weakref
 from abc import ABC, abstractmethod
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,8 @@ class ValueHead(TargetStatistics, ABC):
     """
 
     linear: nn.Linear
+    has_statistics: ClassVar[bool] = True
+    """Whether mean and std ever move."""
 
     def __init__(
         self,
@@ -53,6 +55,11 @@ class ValueHead(TargetStatistics, ABC):
 
     def extra_repr(self) -> str:
         return f"input_dim={self.input_dim}, {super().extra_repr()}"
+
+    @property
+    def scale_free(self) -> bool:
+        """Whether targets multiplied by a power of two train the same network, bit for bit."""
+        return False
 
     # -- prediction ----------------------------------------------------------------------------------------------
 

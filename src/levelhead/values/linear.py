@@ -14,6 +14,8 @@ class LinearValueHead(ValueHead):
     accepted so that every head is made alike.
     """
 
+    has_statistics = False
+
     def forward_normalized(self, features: Tensor) -> Tensor:
         return self.linear(features)
 

@@ -11,5 +11,9 @@ class RunningNormHead(ValueHead):
     Source: Yu et al. 2022, "The Surprising Effectiveness of PPO in Cooperative Multi-Agent Games", section 5.1.
     """
 
+    @property
+    def scale_free(self) -> bool:
+        return self.epsilon == 0
+
     def forward_normalized(self, features: Tensor) -> Tensor:
         return self.linear(features)
