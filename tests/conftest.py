@@ -7,9 +7,12 @@ from dataclasses import replace
 
 import gymnasium as gym
 import pytest
+import torch
 
 import levelhead as lh
 from levelhead import checkpoint
+
+torch.set_num_threads(1)  # tensors are tiny here: a second thread only costs
 
 
 def _with_fields(config, changes):

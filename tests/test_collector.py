@@ -168,7 +168,7 @@ def test_a_reset_starts_new_episodes_and_keeps_the_record():
     collector.reset(1)
     collector.collect(1)
     collector.record_episodes()
-    assert list(collector.lengths) == [5, 5, 5, 5]
+    assert list(collector.lengths) == list(collector.returns) == [5, 5, 5, 5]
 
 
 def test_episodes_start_differently_after_every_reset_as_seed_and_iteration_decide():

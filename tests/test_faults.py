@@ -5,14 +5,17 @@ import math
 from copy import deepcopy
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
+from levelhead.envs import GymnasiumVecEnv
 from levelhead.errors import TrainingFault
 from levelhead.objectives import ClipObjective
 from levelhead.schedules import constant
 from parts import CHOICES, REALS, learn, make_batch, make_learner, make_policy
-from toys import SMALL, Chain, Matching, Noise, Tampered, make_trainer, same, snapshot
+from toys import SMALL, Chain, Counting, Matching, Noise, Tampered, make_trainer, same, snapshot
 
 NORMALIZED = replace(SMALL, normalize_observation=True)
 STEPS = 16
@@ -67,6 +70,23 @@ def test_a_fault_is_caught_in_whichever_iteration_it_comes(iterations, network):
 def test_observations_that_are_only_bootstrapped_from_must_be_finite_too(field, at):
     env = Tampered(Chain(num_envs=4), poisoned(field, math.nan, at))
     stopped(make_trainer(env), r"(observation|value of a successor) of environment 2 .*iteration 2 on rank 0")
+
+
+class Diverging(Counting):
+    """A simulation that has blown up where an episode really ends."""
+
+    def step(self, action):
+        observation, reward, terminated, truncated, info = super().step(action)
+        return np.full_like(observation, math.nan) if terminated else observation, reward, terminated, truncated, info
+
+
+def test_a_real_end_needs_no_final_observation_in_whichever_autoreset_mode():
+    ends = []
+    for mode in AutoresetMode:
+        vector = SyncVectorEnv([lambda: Diverging(plan=((3, "t"), (2, "c")))] * 2, autoreset_mode=mode)
+        *_, last = make_trainer(GymnasiumVecEnv(vector), total_steps=64, network=NORMALIZED)
+        ends.append(last.step)
+    assert min(ends) >= 64
 
 
 def test_a_reward_that_float32_cannot_hold_is_not_finite():
@@ -165,6 +185,24 @@ def test_no_step_is_taken_on_what_is_not_finite_nor_after_it(at, kind, named, sp
     learn(learner, batch, iteration=1)
     assert not any(learner.faults().values())
     assert not same(objective.before, objective.state())
+
+
+@pytest.mark.parametrize(("kind", "named"), [("nan", "loss"), ("gradient", "actor gradient")])
+def test_a_step_that_cannot_be_taken_stops_training_and_leaves_what_it_would_have_used(kind, named):
+    objective = Breaking(16, kind)  # the first of the second iteration's sixteen minibatches
+    trainer = make_trainer(Noise(), objective, network=NORMALIZED)
+    objective.learner = trainer.learner
+    next(trainer)
+    before, x = deepcopy(trainer.state_dict()), torch.randn(5, 1)
+    value = trainer.policy.value(x)
+    with pytest.raises(TrainingFault, match=rf"non-finite {named}, in iteration 2 on rank 0"):
+        next(trainer)
+    after = trainer.state_dict()
+    # The head's statistics have moved to the targets, its outputs have not.
+    kept = [name for name in before["policy"] if not name.startswith("value_head")]
+    assert same(*({name: state["policy"][name] for name in kept} for state in (before, after)))
+    torch.testing.assert_close(trainer.policy.value(x), value)
+    assert after["progress"] == before["progress"]
 
 
 def test_no_step_is_taken_on_an_unhealthy_rollout():

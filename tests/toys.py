@@ -18,8 +18,6 @@ from levelhead.objectives import Objective
 from levelhead.trainer import Trainer
 from levelhead.values import LinearValueHead
 
-torch.set_num_threads(1)  # tensors are tiny here: a second thread only costs
-
 ONE_NUMBER = Box(-np.inf, np.inf, (1,))
 TWO_CHOICES = Discrete(2)
 SMALL = NetworkConfig(actor=(8,), critic=(8,))

@@ -59,7 +59,9 @@ def _discounted_sum(x: Tensor, carry: Tensor) -> Tensor:
     """
     y, carry, span = x.clone(), carry.clone(), 1
     while span < len(x):
-        y = torch.cat((y[:-span] + carry[:-span] * y[span:], y[-span:]))
+        # A carry of 0 ends an episode: what lies beyond stays there, even NaN.
+        inflow = torch.where(carry[:-span] == 0, 0.0, carry[:-span] * y[span:])
+        y = torch.cat((y[:-span] + inflow, y[-span:]))
         carry = torch.cat((carry[:-span] * carry[span:], carry[-span:]))
         span *= 2
     return y

@@ -28,7 +28,8 @@ class Rollout:
     value: Tensor
     """Of the observation, raw."""
     next_value: Tensor
-    """Of the true successor, raw: at an episode's end that of its final observation."""
+    """Of the true successor, raw: where an episode was truncated, that of its final observation. Without meaning where
+    it terminated, as nothing follows."""
 
 
 @dataclass(frozen=True)

@@ -140,7 +140,7 @@ class Trainer:
                 "reward": rollout.reward,
                 "value": rollout.value,
             },
-            later={"value of a successor": rollout.next_value},
+            later={"value of a successor": torch.where(rollout.terminated, 0.0, rollout.next_value)},
         )
         health.flags["advantage"] = (~advantage.isfinite()).any()
         healthy = health.ok

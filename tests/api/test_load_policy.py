@@ -90,7 +90,9 @@ def test_one_observation_gives_one_action_and_a_batch_a_batch(finished):
     assert np.array(single).tolist() == batch.tolist()
 
 
-@pytest.mark.parametrize("form", [np.asarray, torch.as_tensor, np.ndarray.tolist, np.float64], ids=["array", "tensor", "list", "float64"])
+@pytest.mark.parametrize(
+    "form", [np.asarray, torch.as_tensor, np.ndarray.tolist, np.float64], ids=["array", "tensor", "list", "float64"]
+)
 def test_arrays_tensors_and_lists_of_any_dtype_are_taken(finished, form):
     np.testing.assert_array_equal(finished.policy.act(form(OBSERVATIONS)), finished.policy.act(OBSERVATIONS))
 
