@@ -3,9 +3,11 @@
 import difflib
 import json
 import shlex
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, get_args
 
 import tyro
@@ -129,18 +131,26 @@ def _resume(options: ResumeOptions, console: Console) -> int:
 
 def _finish(run: api.Run, console: Console) -> int:
     """Says where the run is, how good the policy is, and what to type next."""
-    directory = shlex.quote(str(run.directory))
+    directory, levelhead = shlex.quote(str(run.directory)), _program("levelhead")
     _say(console, f"run directory  {run.directory}")
     if run.interrupted:
         _say(console, f"interrupted at step {run.step}; everything is saved")
-        _say(console, f"next           levelhead resume {directory}")
+        _say(console, f"next           {levelhead} resume {directory}")
         return INTERRUPTED
     report = api.evaluate(run.policy, run.config.env_id, FINAL_EPISODES, run.config.seed, run.config.env.kwargs)
     _say(console, f"greedy return  {_score(report)}")
-    _say(console, f"next           levelhead eval {directory} --episodes 100")
-    _say(console, f"               levelhead resume {directory} --total-steps {2 * run.config.total_steps}")
-    _say(console, f"               tensorboard --logdir {directory}/tb")
+    _say(console, f"next           {levelhead} eval {directory} --episodes 100")
+    _say(console, f"               {levelhead} resume {directory} --total-steps {2 * run.config.total_steps}")
+    _say(console, f"               {_program('tensorboard')} --logdir {directory}/tb")
     return DONE
+
+
+def _program(name: str) -> str:
+    """How to call a program of this installation from here: its bare name only where the shell would find this one."""
+    own = Path(sys.executable).with_name(name)
+    if not own.exists() or shutil.which(name) == str(own):
+        return name
+    return shlex.quote(str(own.relative_to(Path.cwd()) if own.is_relative_to(Path.cwd()) else own))
 
 
 def _eval(options: EvalOptions, console: Console) -> int:
