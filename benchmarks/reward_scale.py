@@ -1,4 +1,6 @@
-"""The same PPO at reward scales from 1e-6 to 1e6: levelhead, and Stable-Baselines3's PPO as it comes.
+"""PPO at reward scales from 1e-6 to 1e6: levelhead with its presets, and Stable-Baselines3 with its defaults.
+
+Hyperparameters differ between the two, so compare along a line, not between lines: what a change of scale does to each.
 
     python benchmarks/reward_scale.py run CartPole-v1 100000 --libraries levelhead sb3 --seeds 1 2 3 4 5
     python benchmarks/reward_scale.py report
@@ -23,7 +25,7 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "reward_scale.jsonl"
 PLOT = HERE.parent / "docs" / "reward_scale.png"
 SCALES = (1e-6, 1e-3, 1.0, 1e3, 1e6)
-LABELS = {"levelhead": "levelhead (PopArt)", "sb3": "Stable-Baselines3 PPO"}
+LABELS = {"levelhead": "levelhead, presets", "sb3": "Stable-Baselines3 PPO, defaults"}
 
 
 def recorded() -> list[dict[str, object]]:

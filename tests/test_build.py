@@ -154,3 +154,45 @@ def test_a_trainer_says_whether_the_scale_promise_applies(tiny, with_fields, cha
     env.close()
     assert ("bit for bit" in promise) is inside
     assert ("depends on the reward's scale" in promise) is not inside
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"value": "linear", "head.beta": constant(0.9)}, r"head\.beta.*LinearValueHead keeps no statistics"),
+        ({"value": "linear", "ppo.advantage": "head"}, r"ppo\.advantage.*LinearValueHead keeps no statistics"),
+        ({"optimizer.shared.eps": 1e-3}, r"optimizer\.shared.*no such parameters"),
+    ],
+)
+def test_a_setting_that_the_parts_leave_without_effect_is_refused(tiny, with_fields, changes, reason):
+    config = with_fields(tiny(), changes)
+    env = make_gymnasium("CartPole-v1", config.num_envs)
+    policy = build_policy(config, env.observation_space, env.action_space)
+    with pytest.raises(lh.ConfigError, match=reason):
+        build_trainer(config, env, policy)
+    env.close()
+
+
+BODY = nn.Linear(3, 8)
+
+
+@pytest.mark.parametrize(
+    ("network", "reason"),
+    [
+        (lh.Network(nn.Identity(), BODY, BODY, 8, 8), r"network\.actor\.weight is in 2 of"),
+        (lh.Network(nn.Identity(), nn.Linear(5, 8), nn.Linear(3, 8), 8, 8), r"doesn't take observations \(1, 3\)"),
+        (lh.Network(nn.Identity(), nn.Linear(3, 8), nn.Linear(3, 8), 8, 9), r"network\.critic answers \(1, 8\)"),
+        (lh.Network(nn.Dropout(0.1), nn.Linear(3, 8), nn.Linear(3, 8), 8, 8), r"module network\.shared"),
+        (lh.Network(nn.BatchNorm1d(3), nn.Linear(3, 8), nn.Linear(3, 8), 8, 8), r"module network\.shared"),
+    ],
+)
+def test_a_network_that_would_fail_later_is_refused_at_once(network, reason):
+    with pytest.raises(lh.ConfigError, match=reason):
+        build_policy(lh.Config("X", device="cpu"), OBSERVATION, DISCRETE, network=network)
+
+
+def test_a_parameter_that_no_group_optimises_is_refused():
+    network = lh.Network(nn.Identity(), nn.Linear(3, 8), nn.Linear(3, 8), 8, 8)
+    network.extra = nn.Parameter(torch.ones(1))
+    with pytest.raises(lh.ConfigError, match=r"network\.extra is in 0 of"):
+        build_policy(lh.Config("X", device="cpu"), OBSERVATION, DISCRETE, network=network)

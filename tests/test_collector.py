@@ -14,6 +14,7 @@ from levelhead.actions import GaussianHead
 from levelhead.build import build_policy
 from levelhead.collector import Collector
 from levelhead.envs import GymnasiumVecEnv, make_gymnasium
+from levelhead.errors import ConfigError
 from toys import SMALL, Chain, Counting, Matching, Noise, Tampered, config, readout
 
 PLANS = [((3, "t"), (2, "c"), (4, "b")), ((5, "c"), (1, "t")), ((1, "c"),)]
@@ -180,3 +181,11 @@ def test_episodes_start_differently_after_every_reset_as_seed_and_iteration_deci
     assert torch.equal(first(1, 3), first(1, 3))
     assert not torch.equal(first(1, 3), first(1, 4))
     assert not torch.equal(first(1, 3), first(2, 3))
+
+
+@pytest.mark.parametrize("field", ["observation", "reward", "terminated", "truncated"])
+def test_what_an_environment_answers_in_another_shape_is_refused_by_name(field):
+    env = Tampered(Noise(num_envs=4), lambda call, step: step._replace(**{field: getattr(step, field)[:1]}))
+    collector = Collector(env, policy_for(env), 8, seed=1)
+    with pytest.raises(ConfigError, match=rf"{field} has shape \(1.*expected \(4"):
+        collector.collect(0)

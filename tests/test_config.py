@@ -91,9 +91,7 @@ def test_the_ends_of_a_range_belong_to_it(with_fields, field, values):
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"value": "linear", "head.beta": constant(0.9)}, r"head\.beta.*'linear' keeps no statistics"),
-        ({"value": "linear", "ppo.advantage": "head"}, r"ppo\.advantage.*'linear' keeps none"),
-        ({"optimizer.shared.eps": 1e-3}, r"optimizer\.shared.*network\.shared has no layers"),
+        ({"eval_episodes": 3}, r"eval_episodes.*eval_every is 0"),
         ({"num_envs": 2, "num_steps": 2, "ppo.minibatches": 5}, r"ppo\.minibatches is 5.*at most 4"),
     ],
 )

@@ -66,9 +66,10 @@ def test_a_fault_is_caught_in_whichever_iteration_it_comes(iterations, network):
     stopped(make_trainer(env, network=network), where, iterations)
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize(("field", "at"), [("observation", 2 * STEPS - 1), ("final_observation", 19)])
-def test_observations_that_are_only_bootstrapped_from_must_be_finite_too(field, at):
-    env = Tampered(Chain(num_envs=4), poisoned(field, math.nan, at))
+def test_observations_that_are_only_bootstrapped_from_must_be_finite_too(field, at, bad):
+    env = Tampered(Chain(num_envs=4), poisoned(field, bad, at))
     stopped(make_trainer(env), r"(observation|value of a successor) of environment 2 .*iteration 2 on rank 0")
 
 
@@ -212,3 +213,23 @@ def test_no_step_is_taken_on_an_unhealthy_rollout():
     learn(learner, make_batch(policy, 12), healthy=False)
     assert same(before[0], policy.state_dict())
     assert same(before[1], learner.state_dict())
+
+
+class Poisoned(ClipObjective):
+    """Answers NaN from its n-th minibatch on."""
+
+    def __init__(self, minibatch):
+        super().__init__(constant(0.2))
+        self.left = minibatch
+
+    def __call__(self, new, batch):
+        self.left -= 1
+        actor = super().__call__(new, batch)
+        return actor if self.left >= 0 else actor._replace(loss=actor.loss * math.nan)
+
+
+def test_a_fault_amid_the_minibatches_takes_back_the_steps_of_its_iteration():
+    settings = make_trainer(Noise(num_envs=4)).learner.settings
+    per_iteration = settings.epochs * settings.minibatches
+    assert per_iteration > 1
+    stopped(make_trainer(Noise(num_envs=4), Poisoned(2 * per_iteration - 1)), "loss.*iteration 2 on rank 0")

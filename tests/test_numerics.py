@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch.testing import assert_close
 
-from levelhead.numerics import explained_variance, local, masked_mean, moments, standardize
+from levelhead.numerics import explained_variance, local, moments, standardize
 
 law = settings(deadline=None, max_examples=50)
 ints = st.integers(-6400, 6400)
@@ -173,13 +173,3 @@ def test_explained_variance_is_1_for_a_perfect_critic_and_0_for_a_constant_one()
 def test_explained_variance_is_nan_where_targets_do_not_vary(constant, n):
     target = torch.full((n,), constant, dtype=torch.float64)
     assert explained_variance(torch.arange(n).double(), target, torch.ones(n, dtype=torch.bool)).isnan()
-
-
-def test_masked_mean_is_the_mean_of_the_valid_entries_and_0_without_any():
-    x = torch.tensor([[1.0, float("nan")], [4.0, 7.0]], requires_grad=True)
-    valid = ~x.isnan()
-    mean = masked_mean(x, valid)
-    assert mean.item() == 4.0
-    (gradient,) = torch.autograd.grad(mean, x)
-    assert_close(gradient, valid / 3)
-    assert masked_mean(x, torch.zeros_like(valid)).item() == 0.0

@@ -14,6 +14,7 @@ SUPPORTED = [
     spaces.Discrete(1),
     spaces.Discrete(7),
     spaces.Discrete(3, start=-4),
+    spaces.Discrete(4, dtype=np.int32),
     spaces.Discrete(np.int64(5), start=np.int64(2)),
     spaces.Box(-1.0, 1.0, (3,)),
     spaces.Box(-np.inf, np.inf, (2, 3, 1)),

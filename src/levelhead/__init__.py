@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from levelhead.api import load_policy as load_policy
     from levelhead.api import resume as resume
     from levelhead.api import train as train
+    from levelhead.build import build_policy as build_policy
+    from levelhead.build import build_trainer as build_trainer
     from levelhead.config import Config as Config
     from levelhead.config import EnvConfig as EnvConfig
     from levelhead.config import GroupConfig as GroupConfig
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from levelhead.envs import GymnasiumVecEnv as GymnasiumVecEnv
     from levelhead.envs import Step as Step
     from levelhead.envs import VecEnv as VecEnv
+    from levelhead.envs import make_gymnasium as make_gymnasium
     from levelhead.errors import CheckpointError as CheckpointError
     from levelhead.errors import ConfigError as ConfigError
     from levelhead.errors import LevelheadError as LevelheadError
@@ -53,6 +56,7 @@ __version__ = version("levelhead")
 _HOME = {
     "levelhead.actions": ("ActionHead", "CategoricalHead", "GaussianHead"),
     "levelhead.api": ("Run", "evaluate", "load_policy", "resume", "train"),
+    "levelhead.build": ("build_policy", "build_trainer"),
     "levelhead.config": (
         "Config",
         "EnvConfig",
@@ -62,7 +66,7 @@ _HOME = {
         "OptimizerConfig",
         "PPOConfig",
     ),
-    "levelhead.envs": ("GymnasiumVecEnv", "Step", "VecEnv"),
+    "levelhead.envs": ("GymnasiumVecEnv", "Step", "VecEnv", "make_gymnasium"),
     "levelhead.errors": ("CheckpointError", "ConfigError", "LevelheadError", "TrainingFault"),
     "levelhead.evaluation": ("Report",),
     "levelhead.losses": ("clip_surrogate",),

@@ -24,6 +24,7 @@ from levelhead.objectives import Objective
 from levelhead.presets import preset
 from levelhead.rundir import RunInfo
 from levelhead.values import ValueHead
+from levelhead.writers import metrics_until
 
 AnyEnv = str | Callable[[], gym.Env[Any, Any]] | VectorEnv[Any, Any, Any] | VecEnv
 
@@ -77,7 +78,7 @@ def train(
         ConfigError: a setting or a combination that cannot work; nothing has been written or run.
         TrainingFault: something was not finite; the state from before is saved.
     """
-    name = env if isinstance(env, str) else getattr(env, "__name__", type(env).__name__)
+    name = env if isinstance(env, str) else getattr(env, "__name__", type(env).__name__).strip("<>")
     given = {
         "total_steps": total_steps,
         "seed": seed,
@@ -139,12 +140,13 @@ def resume(
         raise ConfigError(f"{source} has taken {state['step']} of {config.total_steps} steps: give more total steps")
     prepare(config)
     environment = config.env_id if env is None else env
-    _require_consistent(environment, config, None)
+    _require_consistent(environment, config, config.num_envs)
     with _opened(environment, config.num_envs, config.env.kwargs) as vec:
         policy = build_policy(config, vec.observation_space, vec.action_space, network, value)
         trainer = build_trainer(config, vec, policy, objective)
         with _damage_named(source):
             trainer.load_state_dict({**tensors, **state})
+        metrics_until(directory / rundir.METRICS, trainer.iteration)  # refuses a damaged file before anything changes
         checkpoint.supersede(source)
         rundir.write_info(directory, replace(info, config=config))
         interrupted = run_loop(trainer, config, directory, lambda: _score(policy, environment, config), console)
@@ -164,10 +166,12 @@ def evaluate(
         env_kwargs: for the constructor of an environment given by id.
 
     Raises:
-        ConfigError: `episodes` is below 1, or the environment's observations don't fit the policy.
+        ConfigError: `episodes` or `seed` is out of range, or the environment doesn't fit the policy.
     """
     if episodes < 1:
         raise ConfigError(f"episodes is {episodes}; accepted: at least 1")
+    if seed < 0:
+        raise ConfigError(f"seed is {seed}; accepted: 0 or more")
     if env_kwargs and not isinstance(env, str):
         raise ConfigError("env_kwargs has nothing to act on: the environment is handed over as an object")
     with _opened(env, min(episodes, 8), env_kwargs or {}) as vec:

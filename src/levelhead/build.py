@@ -5,6 +5,8 @@ from typing import Any
 import gymnasium as gym
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
 from levelhead.actions import ActionHead, CategoricalHead, GaussianHead
 from levelhead.collector import Collector
@@ -100,7 +102,39 @@ def build_policy(
             normalizer=ObservationNormalizer(dim) if config.network.normalize_observation else None,
             action_space=action_space,
         )
-    return policy.to(build_device(config.device))
+    policy = policy.to(build_device(config.device))
+    _check(policy)
+    return policy
+
+
+@torch.no_grad()
+def _check(policy: Policy) -> None:
+    """Refuses a network that would fail later, or quietly do something else than was meant.
+
+    Raises:
+        ConfigError: a parameter in no group or in two, features of another size than stated, or a module that acts
+            differently in training, so that what was acted on is not what is learned from.
+    """
+    grouped = [id(p) for group in policy.groups().values() for p in group]
+    for name, parameter in policy.named_parameters():
+        if grouped.count(id(parameter)) != 1:
+            raise ConfigError(
+                f"parameter {name} is in {grouped.count(id(parameter))} of shared, actor and critic; accepted: one"
+            )
+    for name, module in policy.named_modules():
+        if isinstance(module, _DropoutNd | _BatchNorm):
+            raise ConfigError(f"module {name}, {module}, acts differently in training and in evaluation")
+    network, observation = policy.network, torch.zeros(1, *policy.observation_shape, device=policy.device)
+    try:
+        features = policy.features(policy.prepare(observation))
+    except RuntimeError as error:
+        raise ConfigError(f"the network doesn't take observations {tuple(observation.shape)}: {error}") from error
+    for name, given, stated in zip(("actor", "critic"), features, (network.actor_dim, network.critic_dim), strict=True):
+        if given.shape != (1, stated) or given.dtype != torch.float32:
+            raise ConfigError(
+                f"network.{name} answers {tuple(given.shape)} of {given.dtype};"
+                f" by {name}_dim it should be (1, {stated}) of torch.float32"
+            )
 
 
 def build_trainer(config: Config, env: VecEnv, policy: Policy, objective: Objective | None = None) -> Trainer:
@@ -112,6 +146,9 @@ def build_trainer(config: Config, env: VecEnv, policy: Policy, objective: Object
     for name, used in (("head.beta", config.head.beta is not None), ("ppo.advantage 'head'", ppo.advantage == "head")):
         if used and not head.has_statistics:
             raise ConfigError(f"{name} has nothing to act on: {type(head).__name__} keeps no statistics")
+    for name in ("shared", "actor", "critic"):
+        if name not in policy.groups() and getattr(config.optimizer, name) != GroupConfig():
+            raise ConfigError(f"optimizer.{name} has nothing to act on: the network has no such parameters")
     learner = Learner(
         policy,
         objective or ClipObjective(ppo.clip_range, policy.device),

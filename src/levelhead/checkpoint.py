@@ -103,7 +103,10 @@ def resolve(path: Path) -> Path:
         return path
     found = checkpoints(path.parent if path.name == "checkpoints" and not (path / "checkpoints").exists() else path)
     if not found:
-        raise CheckpointError(f"{path} is neither a checkpoint nor a run directory with checkpoints")
+        raise CheckpointError(
+            f"{path} is neither a checkpoint nor a run directory with checkpoints;"
+            " a run that ended before its first one starts anew"
+        )
     return found[-1]
 
 

@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except TrainingFault as error:
         status = _complain(error, FAULT)
     except KeyboardInterrupt:
-        status = _complain("interrupted; the iteration under way is lost", INTERRUPTED)
+        status = _complain("interrupted", INTERRUPTED)
     sys.exit(status)
 
 
@@ -154,7 +154,10 @@ def _program(name: str) -> str:
 
 
 def _eval(options: EvalOptions, console: Console) -> int:
-    config = rundir.read_info(api.run_directory(options.run)).config
+    info = rundir.read_info(api.run_directory(options.run))
+    if "env" in info.custom:
+        raise ConfigError("this run was made with an environment object: evaluate it with levelhead.evaluate in Python")
+    config = info.config
     api.prepare(config)
     policy = api.load_policy(options.run)
     report = api.evaluate(policy, config.env_id, options.episodes, options.seed, config.env.kwargs)

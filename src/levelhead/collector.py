@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from levelhead.envs import VecEnv
+from levelhead.errors import ConfigError
 from levelhead.networks import Policy
 from levelhead.rollout import Rollout
 from levelhead.seeding import Stream, derive, generator
@@ -38,6 +39,7 @@ class Collector:
         t, n, device = num_steps, env.num_envs, policy.device
         shape = env.observation_space.shape
         assert shape is not None
+        self._shape = shape
         # One row more than steps: the last one is what the next rollout starts from.
         self._observation = torch.zeros(t + 1, n, *shape, device=device)
         self._reward = torch.zeros(t, n, device=device)
@@ -49,7 +51,8 @@ class Collector:
 
     def reset(self, iteration: int) -> None:
         """Starts new episodes everywhere, seeded by the iteration they start in."""
-        self._observation[-1].copy_(self.env.reset(derive(self.seed, Stream.ENVIRONMENT, iteration)))
+        first = self.env.reset(derive(self.seed, Stream.ENVIRONMENT, iteration))
+        _write(self._observation[-1], first, "observation")
         self._return = np.zeros(self.env.num_envs)
         self._length = np.zeros(self.env.num_envs, dtype=np.int64)
 
@@ -69,13 +72,13 @@ class Collector:
             features = policy.actor_features(policy.prepare(observations[t]))
             choice = head.sample(features, noise[t])
             self._keep(t, choice)
-            step = env.step(head.to_environment(choice[0]).cpu())
-            observations[t + 1].copy_(step.observation)
-            reward.copy_(step.reward)
-            terminated.copy_(step.terminated)
-            truncated.copy_(step.truncated)
+            step = env.step(head.to_environment(choice[0]))
+            _write(observations[t + 1], step.observation, "observation")
+            _write(reward, step.reward, "reward")
+            _write(terminated, step.terminated, "terminated")
+            _write(truncated, step.truncated, "truncated")
             if step.valid is not None:
-                self._valid[t].copy_(step.valid)
+                _write(self._valid[t], step.valid, "valid")
             if step.final_observation is not None and bool(step.truncated.any()):
                 finals.append((t, step.final_observation.clone()))
 
@@ -108,12 +111,17 @@ class Collector:
 
     def _values(self, finals: list[tuple[int, Tensor]]) -> tuple[Tensor, Tensor]:
         """Values of the observations and of their true successors, each `[T, N]`."""
-        values = self.policy.value(self._observation)
+        values = self._value(self._observation)
         next_value = values[1:].clone()
         for t, observation in finals:
-            cut = self.policy.value(observation.to(next_value.device))
+            cut = self._value(observation.to(next_value.device))
             next_value[t] = torch.where(self._truncated[t], cut, next_value[t])
         return values[:-1], next_value
+
+    def _value(self, observation: Tensor) -> Tensor:
+        """The critic's value; NaN where the observation is not finite, which a squashing network would hide."""
+        finite = observation.isfinite().reshape(*observation.shape[: -len(self._shape)], -1).all(-1)
+        return torch.where(finite, self.policy.value(observation), torch.nan)
 
     def record_episodes(self) -> None:
         """Takes the latest rollout into the episode statistics; not done where the rollout turns out to be broken."""
@@ -145,3 +153,9 @@ class Collector:
     def load_state_dict(self, state: dict[str, list[float]]) -> None:
         self.returns.extend(state["returns"])
         self.lengths.extend(int(x) for x in state["lengths"])
+
+
+def _write(row: Tensor, value: Tensor, name: str) -> None:
+    if value.shape != row.shape:
+        raise ConfigError(f"the environments' {name} has shape {tuple(value.shape)}; expected {tuple(row.shape)}")
+    row.copy_(value)

@@ -179,7 +179,7 @@ class Config:
     device: Device = "auto"
     """Where networks live; auto takes a GPU if there is one."""
     threads: int = 1
-    """CPU threads of torch; at the usual sizes a second one hurts. 0 leaves torch's own choice."""
+    """CPU threads of torch, for the whole process; at the usual sizes a second one hurts. 0 leaves torch's choice."""
     run_dir: Path | None = None
     """Where the run is written; runs/<env>/<UTC time>-s<seed> where not given."""
     eval_every: int = 0
@@ -187,7 +187,8 @@ class Config:
     eval_episodes: int = 10
     """Episodes of each evaluation."""
     checkpoint_every: int | None = None
-    """Environment steps between checkpoints; a tenth of the run where not given, 0 for the last one alone."""
+    """Environment steps between checkpoints; a tenth of the run where not given, 0 for the last one alone. Environments
+    start new episodes at each, so that a resumed run and one that went on see the same."""
     imports: Annotated[tuple[str, ...], tyro.conf.arg(name="import")] = ()
     """Modules to import first: the way to register environments of your own."""
     env: EnvConfig = EnvConfig()
@@ -208,9 +209,5 @@ class Config:
         _require("reward_scale", scale, math.isfinite(scale) and scale > 0, "a positive number")
         rows = self.num_envs * self.num_steps
         _require("ppo.minibatches", self.ppo.minibatches, self.ppo.minibatches <= rows, f"at most {rows}, one row each")
-        if self.value == "linear" and self.head.beta is not None:
-            raise ConfigError("head.beta has nothing to act on: the value head 'linear' keeps no statistics")
-        if self.value == "linear" and self.ppo.advantage == "head":
-            raise ConfigError("ppo.advantage 'head' needs a value head with statistics, and 'linear' keeps none")
-        if self.optimizer.shared != GroupConfig() and not self.network.shared:
-            raise ConfigError("optimizer.shared has nothing to act on: network.shared has no layers")
+        if self.eval_episodes != Config.eval_episodes and not self.eval_every:
+            raise ConfigError("eval_episodes has nothing to act on: eval_every is 0")

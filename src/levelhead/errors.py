@@ -9,10 +9,6 @@ class ConfigError(LevelheadError, ValueError):
     """A setting, a combination of settings, or a space that cannot work; raised before anything runs."""
 
 
-class NonFiniteError(LevelheadError, ValueError):
-    """NaN or infinity where a finite number must be."""
-
-
 class TrainingFault(LevelheadError):
     """Training stopped by itself; the message names the tensor, the iteration and the rank."""
 

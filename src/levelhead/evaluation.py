@@ -33,6 +33,15 @@ def run_episodes(policy: Policy, env: VecEnv, episodes: int, seed: int) -> Repor
 
     Every environment plays its own fixed share, so that short episodes don't crowd out long ones.
     """
+    training = policy.training
+    policy.eval()
+    try:
+        return _play(policy, env, episodes, seed)
+    finally:
+        policy.train(training)
+
+
+def _play(policy: Policy, env: VecEnv, episodes: int, seed: int) -> Report:
     n = env.num_envs
     share = np.full(n, episodes // n) + (np.arange(n) < episodes % n)
     finished: list[list[tuple[float, int]]] = [[] for _ in range(n)]
@@ -41,7 +50,7 @@ def run_episodes(policy: Policy, env: VecEnv, episodes: int, seed: int) -> Repor
     while any(len(done) < share[i] for i, done in enumerate(finished)):
         x = policy.prepare(observation.to(policy.device))
         action = policy.action_head.to_environment(policy.action_head.mode(policy.actor_features(x)))
-        step = env.step(action.cpu())
+        step = env.step(action)
         observation = step.observation
         valid = np.ones(n, dtype=np.bool_) if step.valid is None else step.valid.cpu().numpy()
         total += step.reward.cpu().numpy() * valid

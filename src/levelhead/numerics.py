@@ -79,8 +79,3 @@ def explained_variance(prediction: Tensor, target: Tensor, valid: Tensor, reduce
     _, mean, var = moments(columns, valid.reshape(-1, 1), reduce)
     varies = var[0].sqrt() > ROUNDING * mean[0].abs()
     return torch.where(varies, 1.0 - var[1] / var[0], torch.nan)
-
-
-def masked_mean(x: Tensor, valid: Tensor) -> Tensor:
-    """Mean of `x` over its valid entries, 0-d; 0 where there are none."""
-    return torch.where(valid, x, 0.0).sum() / valid.sum().clamp(min=1)

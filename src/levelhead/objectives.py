@@ -20,11 +20,11 @@ class ObjectiveLoss(NamedTuple):
     approx_kl: Tensor
     """An estimate of KL(old || new); carries no gradient."""
     clip_fraction: Tensor
-    """1 where the objective has cut the gradient off; carries no gradient."""
+    """1 where the probability ratio has left the clip range; carries no gradient."""
 
 
 class Objective(ABC):
-    """A surrogate for the policy's return, and its state."""
+    """A surrogate for the policy's return."""
 
     @abstractmethod
     def advance(self, progress: float) -> None:

@@ -1,6 +1,7 @@
 """The batch that a collector hands to the rest."""
 
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -54,8 +55,18 @@ class Batch:
         def keep(x: Tensor) -> Tensor:
             return torch.where(valid.view(-1, *(1,) * (x.ndim - 1)), x, 0)
 
-        return Batch(*(keep(getattr(self, f.name)) for f in fields(self)))
+        return self._map(keep)
 
     def take(self, index: Tensor) -> "Batch":
         """The rows that `index` names."""
-        return Batch(*(getattr(self, f.name).index_select(0, index) for f in fields(self)))
+        return self._map(lambda x: x.index_select(0, index))
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
+        return Batch(
+            function(self.observation),
+            function(self.action),
+            function(self.log_prob),
+            function(self.advantage),
+            function(self.target),
+            function(self.old_value),
+        )

@@ -41,18 +41,26 @@ def create(config: Config) -> Path:
     if config.run_dir is not None:
         if config.run_dir.exists() and (not config.run_dir.is_dir() or any(config.run_dir.iterdir())):
             raise ConfigError(f"run_dir {config.run_dir} is not empty; accepted: a new or an empty directory")
-        config.run_dir.mkdir(parents=True, exist_ok=True)
-        return config.run_dir
+        return _made(config.run_dir, exist_ok=True)
     stem = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-s{config.seed}"
     parent = ROOT / config.env_id.replace("/", "_")
     for attempt in range(1000):
         path = parent / (f"{stem}-{attempt}" if attempt else stem)
         try:
-            path.mkdir(parents=True)
+            return _made(path)
         except FileExistsError:
             continue
-        return path
     raise ConfigError(f"no free name for a run in {parent}")
+
+
+def _made(path: Path, exist_ok: bool = False) -> Path:
+    try:
+        path.mkdir(parents=True, exist_ok=exist_ok)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        raise ConfigError(f"run directory {path} cannot be made: {error.strerror}") from error
+    return path
 
 
 def write_info(directory: Path, info: RunInfo) -> None:
@@ -102,10 +110,14 @@ def all_runs() -> list[Path]:
 
 
 def last_metrics(directory: Path) -> dict[str, Any]:
-    """The last complete line of `metrics.jsonl`; empty where there is none yet."""
+    """The last whole line of `metrics.jsonl`; empty where there is none."""
     path = directory / METRICS
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return next((json.loads(line) for line in reversed(lines) if line.endswith("\n")), {})
+    for line in reversed(path.read_text().splitlines() if path.exists() else []):
+        try:
+            return json.loads(line)
+        except ValueError:  # torn, or damaged: `resume` is who says so
+            continue
+    return {}
 
 
 def find(name: str | Path) -> Path:

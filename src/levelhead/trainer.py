@@ -58,7 +58,7 @@ class Trainer:
 
     Raises:
         TrainingFault: (while iterating) something was not finite. No optimiser step was taken on it, and the state is
-            fit to be saved.
+            again that from before the iteration.
     """
 
     def __init__(self, policy: Policy, collector: Collector, learner: Learner, settings: TrainerSettings) -> None:
@@ -97,11 +97,14 @@ class Trainer:
         rollout = self.collector.collect(self.iteration)
         collected = time.perf_counter()
 
+        before = self._tensors(clone=True)
         health, metrics = self._learn(rollout)
         values = to_host({"broken": ~health.ok, "steps": rollout.valid.sum(), **metrics})
         finished = time.perf_counter()
 
         if values.pop("broken"):
+            for now, then in zip(self._tensors().values(), before.values(), strict=True):
+                now.copy_(then)
             raise TrainingFault(
                 f"{health.diagnose()}, in iteration {self.iteration + 1} on rank 0;"
                 " stopped before the optimiser step that would have used it"
@@ -145,7 +148,7 @@ class Trainer:
         health.flags["advantage"] = (~advantage.isfinite()).any()
         healthy = health.ok
 
-        head.observe(target, mask=valid & healthy)
+        health.flags["target"] = ~head.observe(target, mask=valid & healthy).all().to(valid.device)
         before, after = rollout.value[-1], self.policy.value(rollout.observation[-1])
         metrics = {
             "train/explained_variance": explained_variance(rollout.value, target, valid),
@@ -153,10 +156,9 @@ class Trainer:
             "value/std": head.std.mean(),
             "value/preservation_error": ((after - before) / head.std.to(after.device)).abs().max(),
         }
-        for name, x in (("value/target", target), ("advantage/", advantage)):
+        for prefix, x in (("value/target_", target), ("advantage/", advantage)):
             _, mean, var = moments(x.reshape(-1, 1), valid.reshape(-1, 1))
-            joint = "_" if name[-1] != "/" else ""
-            metrics |= {f"{name}{joint}mean": mean[0], f"{name}{joint}std": var[0].sqrt()}
+            metrics |= {f"{prefix}mean": mean[0], f"{prefix}std": var[0].sqrt()}
 
         prepared = self.policy.prepare(rollout.observation)
         batch = Batch(
@@ -184,6 +186,11 @@ class Trainer:
                 return (advantage / self.policy.value_head.std).to(advantage.dtype)
             case "none":
                 return advantage
+
+    def _tensors(self, clone: bool = False) -> dict[str, Tensor]:
+        """All that learning changes."""
+        tensors = {**self.policy.state_dict(), **self.learner.state_dict()}
+        return {name: x.clone() for name, x in tensors.items()} if clone else tensors
 
     def state_dict(self) -> dict[str, Any]:
         """Whatever changes during training, as tensors and JSON values."""

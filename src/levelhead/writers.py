@@ -14,6 +14,7 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ign
 from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]  # generated
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
+from levelhead.errors import CheckpointError
 from levelhead.trainer import Iteration
 
 
@@ -37,7 +38,7 @@ class JsonlWriter(Writer):
     """
 
     def __init__(self, path: Path, iteration: int = 0) -> None:
-        kept = _lines_until(path, iteration) if path.exists() else []
+        kept = metrics_until(path, iteration)
         partial = path.with_name(f".{path.name}.partial")
         partial.write_text("".join(kept))
         partial.replace(path)
@@ -52,11 +53,21 @@ class JsonlWriter(Writer):
         self._file.close()
 
 
-def _lines_until(path: Path, iteration: int) -> list[str]:
+def metrics_until(path: Path, iteration: int) -> list[str]:
+    """The lines of `metrics.jsonl` up to an iteration; none where there is no file yet. A torn last line is dropped.
+
+    Raises:
+        CheckpointError: a complete line is damaged.
+    """
     lines: list[str] = []
-    for line in path.read_text().splitlines(keepends=True):
-        if not line.endswith("\n") or json.loads(line)["iteration"] > iteration:
+    for number, line in enumerate(path.read_text().splitlines(keepends=True) if path.exists() else (), start=1):
+        if not line.endswith("\n"):
             break
+        try:
+            if json.loads(line)["iteration"] > iteration:
+                break
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{path} is damaged in line {number}: {error!r}") from error
         lines.append(line)
     return lines
 
@@ -70,7 +81,7 @@ class TensorBoardWriter(Writer):
     """
 
     def __init__(self, directory: Path, step: int = 0) -> None:
-        self._writer = EventFileWriter(str(directory))
+        self._writer = EventFileWriter(str(directory), flush_secs=10)
         if step:
             start = SessionLog(status=SessionLog.START)
             self._writer.add_event(Event(wall_time=time.time(), step=step + 1, session_log=start))

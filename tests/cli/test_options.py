@@ -99,7 +99,7 @@ def test_every_field_of_the_config_has_an_option():
 @pytest.mark.parametrize("field", TEXTS)
 def test_an_option_reaches_its_field_and_no_other(parsed, field):
     text, value = TEXTS[field]
-    around = ["--network.shared", "3"] if field.startswith("optimizer.shared") else []
+    around = ["--eval-every", "9"] if field == "eval_episodes" else []
     option = f"--{'import' if field == 'imports' else field.replace('_', '-')}"
     words = [] if text is None else [text] if field == "env.kwargs" else text.split()
     _, before = parsed("Some-v0", *around)

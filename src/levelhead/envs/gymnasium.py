@@ -50,7 +50,7 @@ class GymnasiumVecEnv(VecEnv):
         return torch.from_numpy(observation)
 
     def step(self, action: Tensor) -> Step:
-        array = action.numpy().astype(self.action_space.dtype, copy=False)
+        array = action.cpu().numpy().astype(self.action_space.dtype, copy=False)
         observation, reward, terminated, truncated, info = self.env.step(array)
         ended = terminated | truncated
         valid = final = None

@@ -43,7 +43,7 @@ class VecEnv(ABC):
 
     @abstractmethod
     def step(self, action: Tensor) -> Step:
-        """Applies `[N, ...]` actions that lie within the action space."""
+        """Applies `[N, ...]` actions that lie within the action space, on the policy's device."""
 
     @abstractmethod
     def close(self) -> None:

@@ -159,7 +159,8 @@ class ValueHead(TargetStatistics, ABC):
             ValueError: wrong shape, or a non-finite target (the output is named); nothing is changed then.
             RuntimeError: a process group exists and `reduce` is missing.
         """
-        self._checked_move(targets, task, mask, weights, reduce, torch.ones_like(self.scaled))
+        before = self._checked_move(targets, task, mask, weights, reduce)
+        self._moved(before, preserve=torch.ones_like(self.scaled))
 
     def adopt(
         self,
@@ -171,7 +172,8 @@ class ValueHead(TargetStatistics, ABC):
         reduce: Reduce | None = None,
     ) -> None:
         """As `update`, but statistics alone: for a head that has learned nothing yet, and so nothing to preserve."""
-        self._checked_move(targets, task, mask, weights, reduce, torch.zeros_like(self.scaled))
+        before = self._checked_move(targets, task, mask, weights, reduce)
+        self._moved(before, preserve=torch.zeros_like(self.scaled))
 
     def observe(
         self,
@@ -194,20 +196,6 @@ class ValueHead(TargetStatistics, ABC):
         before = self._move(batch)
         self._moved(before, preserve=before.scaled)
         return batch.finite
-
-    def _checked_move(
-        self,
-        targets: Tensor,
-        task: Tensor | None,
-        mask: Tensor | None,
-        weights: Tensor | None,
-        reduce: Reduce | None,
-        preserve: Tensor,
-    ) -> None:
-        self._check_values(task, weights)
-        batch = self._measure(targets, task, mask, weights, reduce)
-        self._require_finite(batch)
-        self._moved(self._move(batch), preserve)
 
     def _moved(self, before: Movement, preserve: Tensor) -> None:
         """Lets layer and mirrors follow the statistics; `preserve` is bool `[K]`."""

@@ -223,15 +223,24 @@ class TargetStatistics(nn.Module):
         if weights is not None and not bool((weights >= 0).all()):
             raise ValueError("weights must not be negative or NaN")
 
-    @staticmethod
-    def _require_finite(batch: Moments) -> None:
-        """Raises where a target was not finite; waits for the device."""
+    def _checked_move(
+        self,
+        targets: Tensor,
+        task: Tensor | None,
+        mask: Tensor | None,
+        weights: Tensor | None,
+        reduce: Reduce | None,
+    ) -> Movement:
+        """Moves the statistics, or raises and changes nothing; waits for the device."""
+        self._check_values(task, weights)
+        batch = self._measure(targets, task, mask, weights, reduce)
         if not bool(batch.finite.all()):
             outputs = (~batch.finite).nonzero().flatten().tolist()
             raise ValueError(
                 f"non-finite target for output {', '.join(map(str, outputs))}; statistics left as they were."
                 " Exclude such samples with mask="
             )
+        return self._move(batch)
 
     # -- dtype and device ----------------------------------------------------------------------------------------
 
@@ -286,7 +295,4 @@ class ValueNormalizer(TargetStatistics):
             ValueError: wrong shape, or a non-finite target; nothing is changed then.
             RuntimeError: a process group exists and `reduce` is missing.
         """
-        self._check_values(task, weights)
-        batch = self._measure(targets, task, mask, weights, reduce)
-        self._require_finite(batch)
-        self._move(batch)
+        self._checked_move(targets, task, mask, weights, reduce)
