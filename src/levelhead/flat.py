@@ -38,7 +38,7 @@ def flatten(parameters: Sequence[nn.Parameter]) -> FlatParameters:
 def clip_(gradient: Tensor, max_norm: float) -> Tensor:
     """Scales a gradient down to `max_norm` where it is longer, in place; its norm from before, 0-d."""
     norm = torch.linalg.vector_norm(gradient)
-    gradient.mul_((max_norm / norm).clamp(max=1.0))
+    gradient.mul_(norm.reciprocal().mul_(max_norm).clamp_(max=1.0))
     return norm
 
 

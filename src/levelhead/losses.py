@@ -9,8 +9,12 @@ def clip_surrogate(ratio: Tensor, advantage: Tensor, clip_range: float | Tensor)
 
     Source: Schulman et al. 2017, "Proximal policy optimization algorithms", equation 7.
     """
-    width = torch.as_tensor(clip_range, dtype=ratio.dtype, device=ratio.device)
-    return torch.minimum(ratio * advantage, ratio.clamp(1 - width, 1 + width) * advantage)
+    with torch.no_grad():
+        width = torch.as_tensor(clip_range, dtype=ratio.dtype, device=ratio.device)
+        clipped = ratio.clamp(1 - width, 1 + width)
+        smaller = clipped * advantage < ratio * advantage
+    # Where the clipped term is the smaller one, it stands at its bound, a constant.
+    return torch.where(smaller, clipped, ratio) * advantage
 
 
 def approximate_kl(log_ratio: Tensor) -> Tensor:

@@ -89,7 +89,7 @@ def test_statistics_are_saved_and_come_back():
     for normalizer in (trained, fresh):
         feed(normalizer, x)
     assert same(trained.state_dict(), fresh.state_dict())
-    assert set(trained.state_dict()) == {"count", "mean", "var"}
+    assert set(trained.state_dict()) == {"count", "mean", "var", "std"}
 
 
 @pytest.mark.parametrize("constant", [0.0, 0.1, -1e6, 1e-20])

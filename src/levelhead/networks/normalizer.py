@@ -20,6 +20,7 @@ class ObservationNormalizer(nn.Module):
     count: Tensor
     mean: Tensor
     var: Tensor
+    std: Tensor
 
     def __init__(self, dim: int, clip: float = 10.0) -> None:
         super().__init__()
@@ -27,13 +28,12 @@ class ObservationNormalizer(nn.Module):
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
         self.register_buffer("mean", torch.zeros(dim, dtype=torch.float64))
         self.register_buffer("var", torch.ones(dim, dtype=torch.float64))
+        self.register_buffer("std", torch.ones(dim, dtype=torch.float64))
 
     def forward(self, observation: Tensor) -> Tensor:
         """`[..., dim] -> [..., dim]`, in the observation's dtype."""
-        std = self.var.sqrt()
-        # An entry that doesn't vary carries nothing; dividing by its rounding noise would invent something.
-        std = torch.where(std > ROUNDING * self.mean.abs(), std, 1.0)
-        return ((observation - self.mean) / std).clamp(-self.clip, self.clip).to(observation.dtype)
+        z = (observation - self.mean) / self.std
+        return z.clamp_(-self.clip, self.clip).to(observation.dtype)
 
     def update(self, batch: Moments, apply: Tensor) -> None:
         """Merges the moments of more observations, exactly as if all had come at once, where `apply` (0-d bool).
@@ -45,5 +45,8 @@ class ObservationNormalizer(nn.Module):
         share = torch.where(total > 0, added / total, 0.0)
         delta = batch.mean - self.mean
         var = (1 - share) * self.var + share * batch.var + share * (1 - share) * delta.square()
-        for buffer, new in ((self.var, var), (self.mean, self.mean + share * delta), (self.count, total)):
+        mean, spread = self.mean + share * delta, var.sqrt()
+        # An entry that doesn't vary carries nothing; dividing by its rounding noise would invent something.
+        std = torch.where(spread > ROUNDING * mean.abs(), spread, 1.0)
+        for buffer, new in ((self.mean, mean), (self.var, var), (self.std, std), (self.count, total)):
             buffer.copy_(torch.where(apply, new, buffer))

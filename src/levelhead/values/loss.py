@@ -21,8 +21,11 @@ def value_loss(z: Tensor, y: Tensor, old: Tensor | None = None, clip: float | Te
         raise ValueError(f"value, target and old value must have one shape, not {shapes}")
     if (old is None) != (clip is None):
         raise ValueError("value clipping needs both the old values and the clip width")
-    loss = mse_loss(z, y, reduction="none")
     if old is None or clip is None:
-        return loss
-    width = torch.as_tensor(clip, dtype=z.dtype, device=z.device)
-    return torch.maximum(loss, mse_loss(old + (z - old).clamp(-width, width), y, reduction="none"))
+        return mse_loss(z, y, reduction="none")
+    with torch.no_grad():
+        width = torch.as_tensor(clip, dtype=z.dtype, device=z.device)
+        clipped = z.clamp(old - width, old + width)
+        worse = (clipped - y).abs() > (z - y).abs()
+    # Where the clipped value is the worse one, it stands at its bound, a constant.
+    return mse_loss(torch.where(worse, clipped, z), y, reduction="none")
