@@ -5,6 +5,7 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 import gymnasium as gym
@@ -76,7 +77,10 @@ def train(
 
     Raises:
         ConfigError: a setting or a combination that cannot work; nothing has been written or run.
-        TrainingFault: something was not finite; the state from before is saved.
+        TrainingFault: something was not finite; the state from before the iteration is saved.
+
+    torch's CPU threads are set for the whole process, as `config.threads` says. An environment that is not given by id
+    starts from generic defaults: pass `config=lh.preset("Pendulum-v1")` for others.
     """
     name = env if isinstance(env, str) else getattr(env, "__name__", type(env).__name__).strip("<>")
     given = {
@@ -89,6 +93,9 @@ def train(
         "device": device,
     }
     config = replace(config or preset(name), env_id=name, **{k: v for k, v in given.items() if v is not None})
+    _require_instance("value", value, str | ValueHead, "a name, or a ValueHead")
+    _require_instance("network", network, Network, "a Network")
+    _require_instance("objective", objective, Objective, "an Objective")
     head = value if isinstance(value, ValueHead) else None
     parts = {"env": None if isinstance(env, str) else env, "network": network, "value": head, "objective": objective}
     _require_consistent(env, config, num_envs)
@@ -116,8 +123,8 @@ def resume(
 ) -> Run:
     """Continues a run from its last checkpoint, or from the given one, in the same directory.
 
-    A run that is resumed ends with the same parameters as one that was never interrupted, if it stopped between two
-    checkpoints that were due.
+    A run that was killed outright ends with the same parameters as one that never was. One that a signal ended goes on
+    from the moment at which it was saved, with new episodes.
 
     Args:
         run: run directory, checkpoint in one, or `latest`.
@@ -135,6 +142,9 @@ def resume(
     config = info.config if total_steps is None else replace(info.config, total_steps=total_steps)
     parts = {"env": env, "network": network, "value": value, "objective": objective}
     _require_parts(info, parts)
+    needless = [part for part, x in parts.items() if x is not None and part not in info.custom]
+    if needless:
+        raise ConfigError(f"this run was made without objects for {', '.join(needless)}; its config rebuilds them")
     tensors, state = checkpoint.load(source)
     if state["step"] >= config.total_steps:
         raise ConfigError(f"{source} has taken {state['step']} of {config.total_steps} steps: give more total steps")
@@ -222,8 +232,8 @@ def prepare(config: Config) -> None:
     for module in config.imports:
         try:
             importlib.import_module(module)
-        except ImportError as error:
-            raise ConfigError(f"cannot import {module}: {error}") from error
+        except Exception as error:
+            raise ConfigError(f"cannot import {module}: {error!r}") from error
     if config.threads:
         torch.set_num_threads(config.threads)
 
@@ -261,6 +271,11 @@ def _require_consistent(env: AnyEnv, config: Config, num_envs: int | None) -> No
             raise ConfigError(f"num_envs is {num_envs}, and the environments handed over are {env.num_envs}")
         if config.eval_every:
             raise ConfigError("eval_every needs environments of its own: pass an id or a function")
+
+
+def _require_instance(name: str, given: object, kind: type | UnionType, accepted: str) -> None:
+    if given is not None and not isinstance(given, kind):
+        raise ConfigError(f"{name} is {given!r}; accepted: {accepted}")
 
 
 def _require_used(config: Config, network: Network | None, objective: Objective | None) -> None:

@@ -65,6 +65,8 @@ class ListOptions:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs a command and exits with its status."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if str(Path.cwd()) not in sys.path:  # modules for --import are looked for here first, as with python -m
+        sys.path.insert(0, str(Path.cwd()))
     console = Console()
     try:
         status = _dispatch(given, console)
@@ -137,6 +139,7 @@ def _finish(run: api.Run, console: Console) -> int:
         _say(console, f"interrupted at step {run.step}; everything is saved")
         _say(console, f"next           {levelhead} resume {directory}")
         return INTERRUPTED
+    _say(console, f"trained; now {FINAL_EPISODES} greedy episodes")
     report = api.evaluate(run.policy, run.config.env_id, FINAL_EPISODES, run.config.seed, run.config.env.kwargs)
     _say(console, f"greedy return  {_score(report)}")
     _say(console, f"next           {levelhead} eval {directory} --episodes 100")
@@ -174,7 +177,10 @@ def _score(report: Report) -> str:
 
 
 def _list(console: Console) -> int:
-    for directory in rundir.all_runs():
+    runs = rundir.all_runs()
+    if not runs:
+        _say(console, f"no runs under {rundir.ROOT}/")
+    for directory in runs:
         last = rundir.last_metrics(directory)
         score = last.get("rollout/ep_rew_mean")
         shown = "no episode yet" if score is None else f"return {score:.1f}"

@@ -187,8 +187,9 @@ class Config:
     eval_episodes: int = 10
     """Episodes of each evaluation."""
     checkpoint_every: int | None = None
-    """Environment steps between checkpoints; a tenth of the run where not given, 0 for the last one alone. Environments
-    start new episodes at each, so that a resumed run and one that went on see the same."""
+    """Environment steps between checkpoints; a tenth of the run, but at least 50,000, where not given; 0 for the last
+    one alone. Environments start new episodes at each, so that a resumed run and one that went on see the same: an
+    interval in which no episode ends leaves nothing to learn of ends."""
     imports: Annotated[tuple[str, ...], tyro.conf.arg(name="import")] = ()
     """Modules to import first: the way to register environments of your own."""
     env: EnvConfig = EnvConfig()

@@ -39,12 +39,11 @@ def run_loop(
         TensorBoardWriter(directory / "tb", trainer.step),
     ]
     if console is not None:
-        head = type(trainer.policy.value_head).__name__
-        console.print(
-            f"{config.env_id}, {head}: {trainer.scale_promise}", soft_wrap=True, highlight=False, markup=False
-        )
+        head, device = type(trainer.policy.value_head).__name__, trainer.policy.device
+        for line in (f"{config.env_id}, {head}, {device}: {trainer.scale_promise}", f"writing to {directory}"):
+            console.print(line, soft_wrap=True, highlight=False, markup=False)
         writers.append(ConsoleWriter(config.total_steps, console))
-    every = config.total_steps // 10 if config.checkpoint_every is None else config.checkpoint_every
+    every = max(config.total_steps // 10, 50_000) if config.checkpoint_every is None else config.checkpoint_every
     with _interruption() as interrupted:
         try:
             for iteration in trainer:

@@ -1,5 +1,6 @@
 """Hyperparameters for environments where the generic defaults fall short."""
 
+import re
 from dataclasses import replace
 
 from levelhead.config import Config, NetworkConfig, OptimizerConfig, PPOConfig
@@ -12,7 +13,7 @@ MUJOCO = ("Ant", "Hopper", "Humanoid", "HumanoidStandup", "InvertedDoublePendulu
 def preset(env_id: str) -> Config:
     """The config to start from for an environment."""
     base = Config(env_id)
-    name, _, _ = env_id.rpartition("-v")
+    name = re.sub(r"-v\d+$", "", env_id.rpartition(":")[2])
     match name:
         case "CartPole":
             return replace(

@@ -36,31 +36,30 @@ def create(config: Config) -> Path:
     """A new, empty run directory.
 
     Raises:
-        ConfigError: the one that the config names holds something already.
+        ConfigError: the one that the config names holds something already, or cannot be made.
     """
+    try:
+        return _create(config)
+    except OSError as error:
+        raise ConfigError(f"run directory {config.run_dir or ROOT} cannot be made: {error.strerror}") from error
+
+
+def _create(config: Config) -> Path:
     if config.run_dir is not None:
         if config.run_dir.exists() and (not config.run_dir.is_dir() or any(config.run_dir.iterdir())):
             raise ConfigError(f"run_dir {config.run_dir} is not empty; accepted: a new or an empty directory")
-        return _made(config.run_dir, exist_ok=True)
+        config.run_dir.mkdir(parents=True, exist_ok=True)
+        return config.run_dir
     stem = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-s{config.seed}"
     parent = ROOT / config.env_id.replace("/", "_")
     for attempt in range(1000):
         path = parent / (f"{stem}-{attempt}" if attempt else stem)
         try:
-            return _made(path)
+            path.mkdir(parents=True)
         except FileExistsError:
             continue
+        return path
     raise ConfigError(f"no free name for a run in {parent}")
-
-
-def _made(path: Path, exist_ok: bool = False) -> Path:
-    try:
-        path.mkdir(parents=True, exist_ok=exist_ok)
-    except FileExistsError:
-        raise
-    except OSError as error:
-        raise ConfigError(f"run directory {path} cannot be made: {error.strerror}") from error
-    return path
 
 
 def write_info(directory: Path, info: RunInfo) -> None:
@@ -106,7 +105,7 @@ def read_info(directory: Path) -> RunInfo:
 
 def all_runs() -> list[Path]:
     """Every run under `runs/`, the newest last."""
-    return [p.parent for p in sorted(ROOT.glob(f"*/*/{CONFIG}"), key=lambda p: p.stat().st_mtime_ns)]
+    return [p.parent for p in sorted(ROOT.glob(f"**/{CONFIG}"), key=lambda p: p.stat().st_mtime_ns)]
 
 
 def last_metrics(directory: Path) -> dict[str, Any]:
@@ -121,7 +120,7 @@ def last_metrics(directory: Path) -> dict[str, Any]:
 
 
 def find(name: str | Path) -> Path:
-    """The run directory that `name` means: a path, or `latest`.
+    """The run directory that `name` means: a path, or `latest`, the newest that has a checkpoint.
 
     Raises:
         ConfigError: there is none.
@@ -131,10 +130,10 @@ def find(name: str | Path) -> Path:
         if not path.exists():
             raise ConfigError(f"{path} doesn't exist; accepted: a run directory, a checkpoint in one, or 'latest'")
         return path
-    runs = all_runs()
-    if not runs:
-        raise ConfigError(f"there is no run under {ROOT.resolve()} yet")
-    return runs[-1]
+    saved = [run for run in all_runs() if any((run / "checkpoints").glob("step-*"))]
+    if not saved:
+        raise ConfigError(f"there is no run with a checkpoint under {ROOT.resolve()} yet")
+    return saved[-1]
 
 
 def _git_commit() -> str | None:

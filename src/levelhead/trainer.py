@@ -148,13 +148,14 @@ class Trainer:
         health.flags["advantage"] = (~advantage.isfinite()).any()
         healthy = health.ok
 
+        had_scale = head.scaled.all()
         health.flags["target"] = ~head.observe(target, mask=valid & healthy).all().to(valid.device)
         before, after = rollout.value[-1], self.policy.value(rollout.observation[-1])
         metrics = {
             "train/explained_variance": explained_variance(rollout.value, target, valid),
             "value/mean": head.mean.mean(),
             "value/std": head.std.mean(),
-            "value/preservation_error": ((after - before) / head.std.to(after.device)).abs().max(),
+            "value/preservation_error": torch.where(had_scale, ((after - before) / head.std).abs().max(), torch.nan),
         }
         for prefix, x in (("value/target_", target), ("advantage/", advantage)):
             _, mean, var = moments(x.reshape(-1, 1), valid.reshape(-1, 1))

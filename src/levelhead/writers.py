@@ -153,7 +153,7 @@ class ConsoleWriter(Writer):
         return str(timedelta(seconds=round(seconds)))
 
     def _line(self, iteration: Iteration) -> str:
-        shown = "  ".join(f"{name} {value}" for name, value in self._shown.items())
+        shown = "  ".join(f"{name} {self._shown[name]}" for name, _, _ in COLUMNS if name in self._shown)
         fps = iteration.metrics["time/fps"]
         return f"step {iteration.step}/{self.total_steps}  {shown}  {fps:.0f} steps/s  left {self._left(iteration)}"
 
@@ -168,9 +168,11 @@ class ConsoleWriter(Writer):
             left=f"{iteration.metrics['time/fps']:,.0f} steps/s, {self._left(iteration)} left",
         )
         table.add_row(bar)
-        inner = Table(box=None, header_style="dim", padding=(0, 2))
-        for name in self._shown:
-            inner.add_column(name, justify="right")
-        inner.add_row(*self._shown.values())
-        table.add_row(inner)
+        names = [name for name, _, _ in COLUMNS if name in self._shown]
+        for part in (names[:5], names[5:]):  # two rows, so that it fits 80 columns
+            inner = Table(box=None, header_style="dim", padding=(0, 1))
+            for name in part:
+                inner.add_column(name, justify="right", min_width=11)
+            inner.add_row(*(self._shown[name] for name in part))
+            table.add_row(inner)
         return table

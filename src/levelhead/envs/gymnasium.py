@@ -104,6 +104,6 @@ def make_gymnasium(
         vector = SyncVectorEnv([make] * num_envs, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
     except gym.error.DependencyNotInstalled as error:
         raise ConfigError(f"{env}: {error}. levelhead's extras bring such dependencies: box2d, mujoco") from error
-    except (gym.error.Error, TypeError, ModuleNotFoundError) as error:
+    except (gym.error.Error, ImportError, TypeError) as error:
         raise ConfigError(f"cannot make {env}: {error}") from error
     return GymnasiumVecEnv(vector)

@@ -148,6 +148,9 @@ class ValueHead(TargetStatistics, ABC):
     ) -> None:
         """Moves the statistics towards those of `targets`; a head that preserves outputs then rewrites its layer.
 
+        Outputs are preserved at every call, the first included: a new head goes on predicting 0, and has the way to the
+        targets to learn. `observe` spares it that.
+
         Args:
             targets: raw, `[L]` where K = 1 or `task` is given, else `[L, K]` (K = 1 accepts both).
             task: `[L]` int64, the output each target belongs to; an output without samples is left alone.
