@@ -42,6 +42,7 @@ def tiny():
             num_envs=2,
             num_steps=16,
             device="cpu",
+            checkpoint_every=32,
             network=lh.NetworkConfig(actor=(8,), critic=(8,)),
             ppo=lh.PPOConfig(epochs=2, minibatches=2),
             optimizer=lh.OptimizerConfig(learning_rate=lh.Schedule(1e-2, 1e-2, "constant")),

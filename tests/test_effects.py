@@ -118,7 +118,9 @@ def test_run_dir_decides_where_the_run_is_written(tiny, workdir):
     assert [p.name for p in workdir.iterdir()] == ["here"]
 
 
-@pytest.mark.parametrize(("every", "steps"), [(None, [32, 64, 96]), (0, [96]), (64, [64, 96]), (50, [64, 96])])
+@pytest.mark.parametrize(
+    ("every", "steps"), [(None, [96]), (32, [32, 64, 96]), (0, [96]), (64, [64, 96]), (50, [64, 96])]
+)
 def test_checkpoint_every_decides_which_steps_are_kept(tiny, workdir, every, steps):
     run = lh.train("CartPole-v1", config=tiny(checkpoint_every=every))
     assert sorted(p.name for p in (run.directory / "checkpoints").iterdir()) == [f"step-{s:012d}" for s in steps]

@@ -1,5 +1,7 @@
 """Presets: where training starts for an environment."""
 
+from dataclasses import replace
+
 import pytest
 
 import levelhead as lh
@@ -35,3 +37,8 @@ def test_train_starts_from_the_preset(workdir):
     run = lh.train("CartPole-v1", total_steps=1, num_envs=2)
     expected = lh.preset("CartPole-v1").optimizer
     assert run.config.optimizer == expected
+
+
+@pytest.mark.parametrize("name", ["HalfCheetah", "HalfCheetah-v4", "HalfCheetah-v5", "gymnasium:HalfCheetah-v5"])
+def test_every_spelling_of_an_id_gets_its_preset(name):
+    assert lh.preset(name) == replace(lh.preset("HalfCheetah-v5"), env_id=name)

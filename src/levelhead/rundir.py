@@ -132,7 +132,7 @@ def find(name: str | Path) -> Path:
         return path
     saved = [run for run in all_runs() if any((run / "checkpoints").glob("step-*"))]
     if not saved:
-        raise ConfigError(f"there is no run with a checkpoint under {ROOT.resolve()} yet")
+        raise ConfigError(f"there is no run under {ROOT.resolve()} that has a checkpoint")
     return saved[-1]
 
 

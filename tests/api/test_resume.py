@@ -272,3 +272,10 @@ def test_a_config_that_no_longer_fits_the_checkpoint_is_refused_by_name(run_copy
 def test_what_is_not_there_is_refused(name):
     with pytest.raises(lh.ConfigError, match=r"doesn't exist|there is no run"):
         lh.resume(name)
+
+
+def test_objects_that_the_run_was_made_without_are_refused(run_copy):
+    before = tree(run_copy)
+    with pytest.raises(lh.ConfigError, match="made without objects for value"):
+        lh.resume(run_copy, total_steps=128, value=lh.RunningNormHead(8))
+    assert tree(run_copy) == before

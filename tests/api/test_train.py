@@ -108,6 +108,12 @@ REFUSED = {
     "unknown id": (lambda: {"env": "CartPule-v1"}, "CartPule-v1.*Did you mean: `CartPole`"),
     "unknown value head": (lambda: {"value": "popat"}, r"value is popat; accepted: one of .*'popart'"),
     "unknown device": (lambda: {"device": "gpu"}, r"device is gpu; accepted: one of .*'cpu'"),
+    "class for a value head": (
+        lambda: {"value": lh.LinearValueHead},
+        r"value is <class .*accepted: a name, or a ValueHead",
+    ),
+    "module for a network": (lambda: {"network": torch.nn.Linear(4, 8)}, r"network is Linear.*accepted: a Network"),
+    "function for an objective": (lambda: {"objective": print}, r"objective is .*accepted: an Objective"),
     "value head that doesn't fit": (lambda: {"value": lh.LinearValueHead(5)}, "reads 5 features"),
     "arguments the environment doesn't know": (lambda: {"env.kwargs": {"gravitas": 1}}, "CartPole-v1.*gravitas"),
     "other num_envs than the environments": (lambda: {"env": vector(), "num_envs": 5}, "num_envs is 5"),

@@ -10,7 +10,7 @@ SMALL = [
     *("--num-envs", "2", "--num-steps", "16", "--network.actor", "8", "--network.critic", "8"),
     *("--ppo.epochs", "1", "--ppo.minibatches", "2", "--device", "cpu"),
 ]
-TINY = ["--total-steps", "64", *SMALL]
+TINY = ["--total-steps", "64", "--checkpoint-every", "32", *SMALL]
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from importlib.metadata import entry_points
+from pathlib import Path
 
 import pytest
 
@@ -100,8 +101,8 @@ def test_list_shows_every_run_with_its_last_score(cli, run, workdir, tiny_option
     assert "runs/CartPole-v1/just-begun  step 0  no episode yet" in out
 
 
-def test_list_without_runs_is_empty(cli):
-    assert cli("list") == (0, "", "")
+def test_list_says_that_there_are_no_runs(cli):
+    assert cli("list") == (0, "no runs under runs/\n", "")
 
 
 @pytest.mark.parametrize("arguments", [(), ("--help",), ("-h",)])
@@ -238,3 +239,14 @@ def test_an_interrupted_training_is_saved_ends_with_status_130_and_goes_on(cli, 
     assert cli("resume", "r", "--total-steps", step + 1)[0] == 0
     steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
     assert steps == list(range(32, step + 33, 32))
+
+
+def test_modules_to_import_are_looked_for_where_one_stands(workdir, tiny_options):
+    entry = "gymnasium.envs.classic_control:CartPoleEnv"
+    (workdir / "mine.py").write_text(
+        f"import gymnasium\ngymnasium.register('Mine-v0', {entry!r}, max_episode_steps=9)\n"
+    )
+    script = Path(sys.executable).with_name("levelhead")
+    command = [script, "train", "Mine-v0", "--import", "mine", *tiny_options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
