@@ -124,46 +124,31 @@ class Trainer:
     @torch.no_grad()
     def _learn(self, rollout: Rollout) -> tuple[Health, dict[str, Tensor]]:
         """Everything between two rollouts, without waiting for the device: whether all was finite, and the metrics."""
-        head, settings, valid = self.policy.value_head, self.settings, rollout.valid
+        head, valid = self.policy.value_head, rollout.valid
         advantage, target = gae(
             rollout.reward,
             rollout.value,
             rollout.next_value,
             rollout.terminated,
             rollout.truncated,
-            settings.gamma,
-            settings.lam,
+            self.settings.gamma,
+            self.settings.lam,
             valid,
         )
-        health = Health(
-            valid,
-            {
-                "observation": rollout.observation,
-                "log-probability": rollout.log_prob,
-                "reward": rollout.reward,
-                "value": rollout.value,
-            },
-            later={"value of a successor": torch.where(rollout.terminated, 0.0, rollout.next_value)},
-        )
-        health.flags["advantage"] = (~advantage.isfinite()).any()
+        health = _health(rollout, advantage)
         healthy = health.ok
 
         had_scale = head.scaled.all()
         health.flags["target"] = ~head.observe(target, mask=valid & healthy).all().to(valid.device)
-        before, after = rollout.value[-1], self.policy.value(rollout.observation[-1])
         metrics = {
+            **self._head_metrics(rollout, had_scale),
+            **_moments_of("value/target_", target, valid),
+            **_moments_of("advantage/", advantage, valid),
             "train/explained_variance": explained_variance(rollout.value, target, valid),
-            "value/mean": head.mean.mean(),
-            "value/std": head.std.mean(),
-            "value/preservation_error": torch.where(had_scale, ((after - before) / head.std).abs().max(), torch.nan),
         }
-        for prefix, x in (("value/target_", target), ("advantage/", advantage)):
-            _, mean, var = moments(x.reshape(-1, 1), valid.reshape(-1, 1))
-            metrics |= {f"{prefix}mean": mean[0], f"{prefix}std": var[0].sqrt()}
 
-        prepared = self.policy.prepare(rollout.observation)
         batch = Batch(
-            observation=prepared.flatten(0, 1),
+            observation=self.policy.prepare(rollout.observation).flatten(0, 1),
             action=rollout.action.flatten(0, 1),
             log_prob=rollout.log_prob.flatten(),
             advantage=self._scaled(advantage, target, valid).flatten(),
@@ -178,6 +163,18 @@ class Trainer:
             flat = rollout.observation.reshape(valid.numel(), -1)
             self.policy.normalizer.update(moments(flat, valid.reshape(-1, 1)), apply=health.ok)
         return health, metrics
+
+    def _head_metrics(self, rollout: Rollout, had_scale: Tensor) -> dict[str, Tensor]:
+        """Where the value head's statistics are now, and how far its outputs moved with them, in stds."""
+        head = self.policy.value_head
+        before, after = rollout.value[-1], self.policy.value(rollout.observation[-1])
+        error = ((after - before) / head.std).abs().max()
+        return {
+            "value/mean": head.mean.mean(),
+            "value/std": head.std.mean(),
+            # A head that only now gets its first scale has nothing to preserve.
+            "value/preservation_error": torch.where(had_scale, error, torch.nan),
+        }
 
     def _scaled(self, advantage: Tensor, target: Tensor, valid: Tensor) -> Tensor:
         match self.settings.advantage:
@@ -213,3 +210,24 @@ class Trainer:
     def restart_episodes(self) -> None:
         """Starts new episodes everywhere, seeded by the iteration, so that a resumed run and one that went on agree."""
         self.collector.reset(self.iteration)
+
+
+def _health(rollout: Rollout, advantage: Tensor) -> Health:
+    """What of a rollout must be finite. Nothing follows a real end, so no value needs to."""
+    health = Health(
+        rollout.valid,
+        {
+            "observation": rollout.observation,
+            "log-probability": rollout.log_prob,
+            "reward": rollout.reward,
+            "value": rollout.value,
+        },
+        later={"value of a successor": torch.where(rollout.terminated, 0.0, rollout.next_value)},
+    )
+    health.flags["advantage"] = (~advantage.isfinite()).any()
+    return health
+
+
+def _moments_of(prefix: str, x: Tensor, valid: Tensor) -> dict[str, Tensor]:
+    _, mean, var = moments(x.reshape(-1, 1), valid.reshape(-1, 1))
+    return {f"{prefix}mean": mean[0], f"{prefix}std": var[0].sqrt()}
