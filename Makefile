@@ -1,6 +1,6 @@
 # make train   set up .venv and run the main job
 # make test    set up .venv and run the tests
-# make check   lint, types, layers and documentation
+# make check   lint, types and layers
 #
 # Where the package index serves CUDA builds of torch by default (PyPI, on Linux) and no GPU is at hand, a CPU build
 # saves gigabytes:  make train TORCH_INDEX=https://download.pytorch.org/whl/cpu
