@@ -100,13 +100,11 @@ def test_a_combination_that_cannot_work_is_refused_and_says_why(with_fields, cha
         with_fields(lh.Config("CartPole-v1"), changes)
 
 
-def test_a_number_where_a_schedule_belongs_is_constant_or_refused_by_name():
-    try:
-        config = lh.OptimizerConfig(learning_rate=1e-3)
-    except lh.ConfigError as error:
-        assert "optimizer.learning_rate" in str(error)  # noqa: PT017
-    else:
-        assert lh.Config("X", optimizer=config).optimizer.learning_rate(0.5) == 1e-3
+def test_a_number_or_a_text_where_a_schedule_belongs_becomes_one():
+    assert lh.OptimizerConfig(learning_rate=1e-3).learning_rate == constant(1e-3)
+    assert lh.OptimizerConfig(learning_rate="linear:1e-3:0").learning_rate == Schedule(1e-3, 0.0)
+    with pytest.raises(lh.ConfigError, match=r"optimizer\.learning_rate"):
+        lh.OptimizerConfig(learning_rate="fast")
 
 
 @pytest.mark.parametrize("value", [object(), math.nan, {1, 2}])
