@@ -10,14 +10,12 @@ import argparse
 import json
 import tempfile
 from collections import defaultdict
-from datetime import UTC, datetime
-from pathlib import Path
 
+import records
 from stats import iqm, summary
 
 import levelhead as lh
 
-RESULTS = Path(__file__).parent / "results" / "learning.jsonl"
 STEPS_AND_GOALS: dict[str, tuple[int, float | None]] = {
     "CartPole-v1": (100_000, 475.0),
     "Acrobot-v1": (300_000, -90.0),
@@ -28,13 +26,9 @@ STEPS_AND_GOALS: dict[str, tuple[int, float | None]] = {
 EPISODES = 100
 
 
-def recorded() -> list[dict[str, object]]:
-    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
-
-
 def run(env_id: str, seeds: list[int]) -> None:
     steps, _ = STEPS_AND_GOALS[env_id]
-    done = {(r["env"], r["seed"]) for r in recorded()}
+    done = {(r["env"], r["seed"]) for r in records.read("learning")}
     for seed in seeds:
         if (env_id, seed) in done:
             continue
@@ -43,7 +37,6 @@ def run(env_id: str, seeds: list[int]) -> None:
             lines = [json.loads(line) for line in (trained.directory / "metrics.jsonl").read_text().splitlines()]
         report = lh.evaluate(trained.policy, env_id, EPISODES, seed=1000 + seed)
         result = {
-            "date": f"{datetime.now(UTC):%Y-%m-%d}",
             "env": env_id,
             "steps": trained.step,
             "seed": seed,
@@ -51,14 +44,12 @@ def run(env_id: str, seeds: list[int]) -> None:
             "training_return": lines[-1]["rollout/ep_rew_mean"],
             "seconds": sum(line["time/collect"] + line["time/learn"] for line in lines),
         }
-        with RESULTS.open("a") as file:
-            file.write(json.dumps(result) + "\n")
-        print(json.dumps(result), flush=True)
+        records.append("learning", result)
 
 
 def report() -> None:
     by_env: dict[str, list[dict[str, float]]] = defaultdict(list)
-    for result in recorded():
+    for result in records.read("learning"):
         by_env[result["env"]].append(result)
     print(
         f"Greedy return over {EPISODES} episodes and return of the last 100 training episodes, IQM over seeds"

@@ -10,53 +10,31 @@ docs/reward_scale.png from it.
 """
 
 import argparse
-import json
-import subprocess
-import sys
+import itertools
 from collections import defaultdict
-from datetime import UTC, datetime
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-from peers import python
+import records
+from peers import drive
 from stats import interval, iqm, summary
 
-HERE = Path(__file__).parent
-RESULTS = HERE / "results" / "reward_scale.jsonl"
-PLOT = HERE.parent / "docs" / "reward_scale.png"
+PLOT = Path(__file__).parents[1] / "docs" / "reward_scale.png"
 SCALES = (1e-6, 1e-3, 1.0, 1e3, 1e6)
 LABELS = {"levelhead": "levelhead, presets", "sb3": "Stable-Baselines3 PPO, defaults"}
 
 
-def recorded() -> list[dict[str, object]]:
-    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
-
-
 def run(env_id: str, steps: int, libraries: list[str], scales: list[float], seeds: list[int]) -> None:
-    done = {(r["library"], r["env"], r["steps"], r["scale"], r["seed"]) for r in recorded()}
-    for seed in seeds:
-        for scale in scales:
-            for library in libraries:
-                if (library, env_id, steps, scale, seed) in done:
-                    continue
-                interpreter = sys.executable if library == "levelhead" else python(library)
-                command = [interpreter, str(HERE / "drivers" / f"{library}_scale.py"), env_id, str(steps)]
-                output = subprocess.run([*command, str(scale), str(seed)], capture_output=True, text=True, check=False)
-                lines = [line for line in output.stdout.splitlines() if line.startswith("RESULT ")]
-                if not lines:
-                    raise SystemExit(f"{library} failed:\n{output.stdout}{output.stderr}")
-                result = {
-                    "date": f"{datetime.now(UTC):%Y-%m-%d}", "library": library, "env": env_id, "steps": steps,
-                    "scale": scale, "seed": seed, **json.loads(lines[-1].removeprefix("RESULT ")),
-                }  # fmt: skip
-                with RESULTS.open("a") as file:
-                    file.write(json.dumps(result) + "\n")
-                print(json.dumps(result), flush=True)
+    done = {(r["library"], r["env"], r["steps"], r["scale"], r["seed"]) for r in records.read("reward_scale")}
+    for seed, scale, library in itertools.product(seeds, scales, libraries):
+        if (library, env_id, steps, scale, seed) not in done:
+            made = {"library": library, "env": env_id, "steps": steps, "scale": scale, "seed": seed}
+            records.append("reward_scale", {**made, **drive(library, "scale", env_id, steps, scale, seed)})
 
 
 def report() -> None:
     scores: dict[tuple[str, int], dict[str, dict[float, list[float]]]] = defaultdict(lambda: defaultdict(dict))
-    for r in recorded():
+    for r in records.read("reward_scale"):
         scores[r["env"], r["steps"]][r["library"]].setdefault(r["scale"], []).append(r["return"])
     figure, axes = plt.subplots(1, len(scores), figsize=(4.2 * len(scores), 3.2), layout="constrained", squeeze=False)
     for axis, ((env_id, steps), libraries) in zip(axes[0], scores.items(), strict=True):

@@ -7,26 +7,12 @@ alternating order; ratios are taken within a round, so that a machine that drift
 """
 
 import argparse
-import json
 import statistics
-import subprocess
-import sys
-from pathlib import Path
 
-from peers import python
+from peers import drive
 from tasks import TASKS
 
-HERE = Path(__file__).parent
 FIGURES = ("steps_per_second", "process_seconds", "peak_mb")
-
-
-def run(interpreter: str, driver: str, task: str, seed: int) -> dict[str, float]:
-    command = [interpreter, str(HERE / "drivers" / driver), task, str(seed)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-    if not lines:
-        raise SystemExit(f"{driver} {task} failed:\n{done.stdout}{done.stderr}")
-    return json.loads(lines[-1].removeprefix("RESULT "))
 
 
 def spread(values: list[float]) -> str:
@@ -38,15 +24,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
     arguments = parser.parse_args()
-    drivers = [("levelhead", sys.executable, "levelhead_ppo.py"), ("sb3", python("sb3"), "sb3_ppo.py")]
+    libraries = ("levelhead", "sb3")
     print("| task | figure | levelhead | Stable-Baselines3 | ratio |\n|---|---|---|---|---|")
     for task in arguments.tasks:
-        results: dict[str, list[dict[str, float]]] = {name: [] for name, _, _ in drivers}
+        results: dict[str, list[dict[str, float]]] = {name: [] for name in libraries}
         for seed in range(arguments.rounds):
-            for name, interpreter, driver in drivers if seed % 2 == 0 else reversed(drivers):
-                results[name].append(run(interpreter, driver, task, seed))
+            for name in libraries if seed % 2 == 0 else reversed(libraries):
+                results[name].append(drive(name, "ppo", task, seed))
         for figure in FIGURES:
-            ours, theirs = ([r[figure] for r in results[name]] for name in ("levelhead", "sb3"))
+            ours, theirs = ([r[figure] for r in results[name]] for name in libraries)
             ratio = [a / b for a, b in zip(ours, theirs, strict=True)]
             print(f"| {task} | {figure} | {spread(ours)} | {spread(theirs)} | {spread(ratio)} |", flush=True)
 

@@ -1,5 +1,6 @@
 """levelhead on a task: prints one RESULT line. Usage: levelhead_ppo.py TASK SEED"""
 
+import json
 import sys
 import tempfile
 from pathlib import Path
@@ -43,8 +44,6 @@ config = lh.Config(
 with tempfile.TemporaryDirectory() as directory:
     run = lh.train(task.env_id, config=config, run_dir=directory, objective=Watch(constant(0.2)))
     meter.iteration(run.step)
-    import json
-
     last = json.loads((run.directory / "metrics.jsonl").read_text().splitlines()[-1])
     meter.returns.append(last["rollout/ep_rew_mean"])
 meter.finish()
