@@ -31,11 +31,11 @@ def test_what_was_drawn_before_has_no_influence():
 def test_training_neither_reads_nor_moves_the_global_generators(tiny, workdir, outcome):
     def train(seed):
         torch.manual_seed(seed)
-        np.random.seed(seed)  # noqa: NPY002
-        before = torch.random.get_rng_state(), np.random.get_state()[1].tolist()  # noqa: NPY002
+        np.random.seed(seed)  # noqa: NPY002  # the global generator is what must be left alone
+        before = torch.random.get_rng_state(), np.random.get_state()[1].tolist()  # noqa: NPY002  # as above
         run = lh.train("Pendulum-v1", config=tiny("Pendulum-v1"))
         assert torch.equal(torch.random.get_rng_state(), before[0])
-        assert np.random.get_state()[1].tolist() == before[1]  # noqa: NPY002
+        assert np.random.get_state()[1].tolist() == before[1]  # noqa: NPY002  # as above
         return outcome(run.directory)
 
     assert train(1) == train(2)

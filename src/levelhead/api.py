@@ -133,7 +133,7 @@ def resume(
         console: where progress is shown; None for silence.
 
     Raises:
-        ConfigError: no run there, an object is missing, or nothing is left to do.
+        ConfigError: no run there, an object is missing or needless, or nothing is left to do.
         CheckpointError: the checkpoint is missing or damaged.
     """
     source = checkpoint.resolve(rundir.find(run))
@@ -142,9 +142,6 @@ def resume(
     config = info.config if total_steps is None else replace(info.config, total_steps=total_steps)
     parts = {"env": env, "network": network, "value": value, "objective": objective}
     _require_parts(info, parts)
-    needless = [part for part, x in parts.items() if x is not None and part not in info.custom]
-    if needless:
-        raise ConfigError(f"this run was made without objects for {', '.join(needless)}; its config rebuilds them")
     tensors, state = checkpoint.load(source)
     if state["step"] >= config.total_steps:
         raise ConfigError(f"{source} has taken {state['step']} of {config.total_steps} steps: give more total steps")
@@ -203,13 +200,12 @@ def load_policy(
         device: where to put it.
 
     Raises:
-        ConfigError: no run there, or an object is missing.
+        ConfigError: no run there, or an object is missing or needless.
         CheckpointError: the checkpoint is missing or damaged.
     """
     source = checkpoint.resolve(rundir.find(run))
     info = rundir.read_info(source.parent.parent)
-    needed = replace(info, custom=tuple(part for part in info.custom if part in ("network", "value")))
-    _require_parts(needed, {"network": network, "value": value})
+    _require_parts(info, {"network": network, "value": value})
     tensors, _ = checkpoint.load(source)
     config = replace(info.config, device=device)
     policy = build_policy(config, info.observation_space, info.action_space, network, value)
@@ -290,7 +286,11 @@ def _require_used(config: Config, network: Network | None, objective: Objective 
 
 
 def _require_parts(info: RunInfo, parts: Mapping[str, object]) -> None:
-    missing = [part for part in info.custom if parts.get(part) is None]
+    """Refuses a missing object that the run was made with, and one that it was made without; of `parts` alone."""
+    missing = [part for part, x in parts.items() if x is None and part in info.custom]
+    needless = [part for part, x in parts.items() if x is not None and part not in info.custom]
+    if needless:
+        raise ConfigError(f"this run was made without objects for {', '.join(needless)}; its config rebuilds them")
     if missing:
         raise ConfigError(f"this run was made with objects that its config cannot rebuild; pass {', '.join(missing)}=")
 

@@ -56,7 +56,7 @@ class FlatAdam:
     """Adam with one flat parameter per group, on the fused kernel of `torch.optim.Adam`.
 
     The kernel alone: `torch.optim.Adam.step` looks every tensor up anew and runs hooks, at several times the kernel's
-    cost for these sizes, and making a `torch.optim.Optimizer` imports the compiler, 80 MB of it.
+    cost for these sizes, and making a `torch.optim.Optimizer` imports the compiler, 70 MB of it.
 
     Args:
         groups: by name.

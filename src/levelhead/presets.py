@@ -9,8 +9,9 @@ from dataclasses import replace
 from levelhead.config import Config, NetworkConfig, OptimizerConfig, PPOConfig
 from levelhead.schedules import Schedule
 
-MUJOCO = ("Ant", "Hopper", "Humanoid", "HumanoidStandup", "InvertedDoublePendulum",
+MUJOCO = ("Ant", "HalfCheetah", "Hopper", "Humanoid", "HumanoidStandup", "InvertedDoublePendulum",
           "InvertedPendulum", "Pusher", "Reacher", "Swimmer", "Walker2d")  # fmt: skip
+ANNEALED = OptimizerConfig(learning_rate=Schedule(1e-3, 0.0))
 
 
 def preset(env_id: str) -> Config:
@@ -19,17 +20,9 @@ def preset(env_id: str) -> Config:
     name = re.sub(r"-v\d+$", "", env_id.rpartition(":")[2])
     match name:
         case "CartPole":  # learning rate measured
-            return replace(
-                base,
-                total_steps=100_000,
-                optimizer=OptimizerConfig(learning_rate=Schedule(1e-3, 0.0)),
-            )
+            return replace(base, total_steps=100_000, optimizer=ANNEALED)
         case "Acrobot":  # learning rate measured
-            return replace(
-                base,
-                total_steps=300_000,
-                optimizer=OptimizerConfig(learning_rate=Schedule(1e-3, 0.0)),
-            )
+            return replace(base, total_steps=300_000, optimizer=ANNEALED)
         case (
             "Pendulum"
         ):  # epochs from RL Baselines3 Zoo; its discount of 0.9 measured to be too short; the rest measured
@@ -38,7 +31,7 @@ def preset(env_id: str) -> Config:
                 total_steps=200_000,
                 num_steps=256,
                 ppo=PPOConfig(gamma=0.95, epochs=10, minibatches=16),
-                optimizer=OptimizerConfig(learning_rate=Schedule(1e-3, 0.0)),
+                optimizer=ANNEALED,
             )
         case (
             "LunarLander" | "LunarLanderContinuous"
@@ -49,19 +42,11 @@ def preset(env_id: str) -> Config:
                 num_envs=16,
                 num_steps=256,
                 ppo=PPOConfig(gamma=0.999, lam=0.98, minibatches=16, entropy_coef=Schedule(0.01, 0.0)),
-                optimizer=OptimizerConfig(learning_rate=Schedule(1e-3, 0.0)),
+                optimizer=ANNEALED,
             )
-        case "HalfCheetah":  # as below; learning rate and log-std measured
-            return replace(
-                base,
-                total_steps=1_000_000,
-                num_steps=256,
-                network=NetworkConfig(normalize_observation=True, log_std=-0.5),
-                ppo=PPOConfig(epochs=10, minibatches=32),
-                optimizer=OptimizerConfig(learning_rate=Schedule(1e-3, 0.0)),
-            )
-        case _ if name in MUJOCO:  # Schulman et al. 2017, table 3: 2048 rows, batches of 64, 10 epochs, 3e-4 annealed
-            return replace(
+        case _ if name in MUJOCO:
+            # Schulman et al. 2017, table 3: 2048 rows, batches of 64, 10 epochs, 3e-4 annealed.
+            mujoco = replace(
                 base,
                 total_steps=1_000_000,
                 num_steps=256,
@@ -69,5 +54,9 @@ def preset(env_id: str) -> Config:
                 ppo=PPOConfig(epochs=10, minibatches=32),
                 optimizer=OptimizerConfig(learning_rate=Schedule(3e-4, 0.0)),
             )
+            if name != "HalfCheetah":
+                return mujoco
+            # Learning rate and log-std measured.
+            return replace(mujoco, network=replace(mujoco.network, log_std=-0.5), optimizer=ANNEALED)
         case _:
             return base

@@ -97,13 +97,13 @@ class Trainer:
         rollout = self.collector.collect(self.iteration)
         collected = time.perf_counter()
 
-        before = self._tensors(clone=True)
+        before = [x.clone() for x in self._tensors()]
         health, metrics = self._learn(rollout)
         values = to_host({"broken": ~health.ok, "steps": rollout.valid.sum(), **metrics})
         finished = time.perf_counter()
 
         if values.pop("broken"):
-            for now, then in zip(self._tensors().values(), before.values(), strict=True):
+            for now, then in zip(self._tensors(), before, strict=True):
                 now.copy_(then)
             raise TrainingFault(
                 f"{health.diagnose()}, in iteration {self.iteration + 1} on rank 0;"
@@ -185,10 +185,9 @@ class Trainer:
             case "none":
                 return advantage
 
-    def _tensors(self, clone: bool = False) -> dict[str, Tensor]:
+    def _tensors(self) -> list[Tensor]:
         """All that learning changes."""
-        tensors = {**self.policy.state_dict(), **self.learner.state_dict()}
-        return {name: x.clone() for name, x in tensors.items()} if clone else tensors
+        return [*self.policy.state_dict().values(), *self.learner.state_dict().values()]
 
     def state_dict(self) -> dict[str, Any]:
         """Whatever changes during training, as tensors and JSON values."""

@@ -124,3 +124,8 @@ def test_acting_changes_nothing(finished):
     finished.policy.act(OBSERVATIONS * 100)
     finished.policy.value(torch.tensor(OBSERVATIONS))
     assert same(before, finished.policy.state_dict())
+
+
+def test_objects_that_the_run_was_made_without_are_refused(finished):
+    with pytest.raises(lh.ConfigError, match="made without objects for value"):
+        lh.load_policy(finished.directory, value=lh.RunningNormHead(8))
