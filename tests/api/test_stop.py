@@ -1,6 +1,5 @@
 """How lh.train stops before its end: by a fault that is named, or by a signal; either way it saves."""
 
-import os
 import signal
 import threading
 from functools import partial
@@ -68,7 +67,8 @@ class Signals(gym.Wrapper):
     def step(self, action):
         self.t += 1
         if self.t in self.steps:
-            os.kill(os.getpid(), self.number)
+            # Not os.kill, which may reach another thread: Python would hear of it late, and of two signals once.
+            signal.raise_signal(self.number)
         return self.env.step(action)
 
 
