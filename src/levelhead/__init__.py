@@ -43,9 +43,15 @@ if TYPE_CHECKING:
     from levelhead.schedules import Schedule as Schedule
     from levelhead.trainer import Iteration as Iteration
     from levelhead.trainer import Trainer as Trainer
+    from levelhead.values import SIGNED_SQRT as SIGNED_SQRT
+    from levelhead.values import SYMLOG as SYMLOG
+    from levelhead.values import HLGaussValueHead as HLGaussValueHead
     from levelhead.values import LinearValueHead as LinearValueHead
     from levelhead.values import PopArtValueHead as PopArtValueHead
     from levelhead.values import RunningNormHead as RunningNormHead
+    from levelhead.values import Transform as Transform
+    from levelhead.values import TransformValueHead as TransformValueHead
+    from levelhead.values import TwoHotValueHead as TwoHotValueHead
     from levelhead.values import ValueHead as ValueHead
     from levelhead.values import ValueNormalizer as ValueNormalizer
     from levelhead.values import ValueNormHead as ValueNormHead
@@ -78,9 +84,15 @@ _HOME = {
     "levelhead.schedules": ("Schedule",),
     "levelhead.trainer": ("Iteration", "Trainer"),
     "levelhead.values": (
+        "SIGNED_SQRT",
+        "SYMLOG",
+        "HLGaussValueHead",
         "LinearValueHead",
         "PopArtValueHead",
         "RunningNormHead",
+        "Transform",
+        "TransformValueHead",
+        "TwoHotValueHead",
         "ValueHead",
         "ValueNormHead",
         "ValueNormalizer",

@@ -19,7 +19,18 @@ from levelhead.objectives import ClipObjective, Objective
 from levelhead.seeding import Stream, derive
 from levelhead.spaces import require_action, require_observation
 from levelhead.trainer import Trainer, TrainerSettings
-from levelhead.values import LinearValueHead, PopArtValueHead, RunningNormHead, ValueHead, ValueNormHead
+from levelhead.values import (
+    SIGNED_SQRT,
+    SYMLOG,
+    HLGaussValueHead,
+    LinearValueHead,
+    PopArtValueHead,
+    RunningNormHead,
+    TransformValueHead,
+    TwoHotValueHead,
+    ValueHead,
+    ValueNormHead,
+)
 
 
 def build_device(device: Device) -> torch.device:
@@ -56,6 +67,14 @@ def build_value_head(config: Config, input_dim: int) -> ValueHead:
             return RunningNormHead(input_dim)
         case "valuenorm":
             return ValueNormHead(input_dim)
+        case "hlgauss":
+            return HLGaussValueHead(input_dim)
+        case "twohot":
+            return TwoHotValueHead(input_dim)
+        case "symlog":
+            return TransformValueHead(input_dim, transform=SYMLOG)
+        case "sqrt":
+            return TransformValueHead(input_dim, transform=SIGNED_SQRT)
         case "linear":
             return LinearValueHead(input_dim)
 
@@ -143,6 +162,8 @@ def build_trainer(config: Config, env: VecEnv, policy: Policy, objective: Object
         raise ConfigError("training runs in one process, and a torch.distributed process group exists")
     ppo = config.ppo
     head = policy.value_head
+    if ppo.value_clip is not None and not head.clips:
+        raise ConfigError(f"ppo.value_clip has nothing to act on: the loss of {type(head).__name__} is a cross-entropy")
     for name, used in (("head.beta", config.head.beta is not None), ("ppo.advantage 'head'", ppo.advantage == "head")):
         if used and not head.has_statistics:
             raise ConfigError(f"{name} has nothing to act on: {type(head).__name__} keeps no statistics")

@@ -14,7 +14,7 @@ from levelhead.schedules import Schedule, constant
 from levelhead.serialize import coerce
 from levelhead.trainer import AdvantageScale
 
-ValueKind = Literal["popart", "runningnorm", "valuenorm", "linear"]
+ValueKind = Literal["popart", "runningnorm", "valuenorm", "hlgauss", "twohot", "symlog", "sqrt", "linear"]
 Device = Literal["auto", "cpu", "cuda"]
 
 

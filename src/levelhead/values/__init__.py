@@ -4,18 +4,26 @@ This package depends on torch, `levelhead.numerics` and `levelhead.schedules` al
 """
 
 from levelhead.numerics import local
+from levelhead.values.fixed import LinearValueHead, TransformValueHead
 from levelhead.values.head import ValueHead
-from levelhead.values.linear import LinearValueHead
+from levelhead.values.histogram import HLGaussValueHead, TwoHotValueHead
 from levelhead.values.loss import value_loss
 from levelhead.values.popart import PopArtValueHead
 from levelhead.values.runningnorm import RunningNormHead
 from levelhead.values.statistics import ValueNormalizer
+from levelhead.values.transforms import SIGNED_SQRT, SYMLOG, Transform
 from levelhead.values.valuenorm import ValueNormHead
 
 __all__ = [
+    "SIGNED_SQRT",
+    "SYMLOG",
+    "HLGaussValueHead",
     "LinearValueHead",
     "PopArtValueHead",
     "RunningNormHead",
+    "Transform",
+    "TransformValueHead",
+    "TwoHotValueHead",
     "ValueHead",
     "ValueNormHead",
     "ValueNormalizer",

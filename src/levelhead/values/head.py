@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from levelhead.numerics import Reduce
-from levelhead.values.links import Links, Optimizer, locate, rescale_moments
+from levelhead.values.links import Links, Optimizer, Tracked, locate, rescale_moments
 from levelhead.values.loss import value_loss
 from levelhead.values.statistics import STATISTICS, Movement, TargetStatistics
 
@@ -32,6 +32,10 @@ class ValueHead(TargetStatistics, ABC):
     linear: nn.Linear
     has_statistics: ClassVar[bool] = True
     """Whether mean and std ever move."""
+    predicts_normalized: ClassVar[bool] = False
+    """Whether the layer predicts on the axis of the statistics, so that neither it nor its loss sees a scale."""
+    clips: ClassVar[bool] = True
+    """Whether `loss` takes a value clip."""
 
     def __init__(
         self,
@@ -47,8 +51,7 @@ class ValueHead(TargetStatistics, ABC):
         super().__init__(output_dim, beta, epsilon)
         self.input_dim = input_dim
         self.linear = nn.Linear(input_dim, output_dim, dtype=dtype)
-        nn.init.zeros_(self.linear.weight)
-        nn.init.zeros_(self.linear.bias)
+        self.reset_parameters()
         self._links = Links()
         if device is not None:
             self.to(device)
@@ -56,10 +59,15 @@ class ValueHead(TargetStatistics, ABC):
     def extra_repr(self) -> str:
         return f"input_dim={self.input_dim}, {super().extra_repr()}"
 
+    def reset_parameters(self) -> None:
+        """Sets the layer to zero, whose prediction is 0 in any units; a random one would drown small rewards."""
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
     @property
     def scale_free(self) -> bool:
         """Whether targets multiplied by a power of two train the same network, bit for bit."""
-        return False
+        return self.predicts_normalized and self.epsilon == 0
 
     # -- prediction ----------------------------------------------------------------------------------------------
 
@@ -89,7 +97,7 @@ class ValueHead(TargetStatistics, ABC):
         old_values: Tensor | None = None,
         clip: float | Tensor | None = None,
     ) -> Tensor:
-        """Unreduced loss in the head's own loss space, in `targets`' shape; `(z - y)^2` for the scalar heads.
+        """Unreduced loss in the head's own loss space, in `targets`' shape: `(z - y)^2`, or a cross-entropy.
 
         Args:
             features: `[L, D]`.
@@ -101,7 +109,7 @@ class ValueHead(TargetStatistics, ABC):
             clip: width of PPO's value clip on the normalized axis.
 
         Raises:
-            ValueError: wrong shapes; nothing broadcasts.
+            ValueError: wrong shapes, as nothing broadcasts; or a value clip for a head that `clips` not.
         """
         mask = None if mask is None else self._over(targets, task, "mask", mask)
         y = self.normalize(_fill(targets, mask), task=task)
@@ -124,16 +132,31 @@ class ValueHead(TargetStatistics, ABC):
 
         Statistics move once per rollout while a target is visited in every epoch, so a trainer normalizes once.
         """
-        z = self.forward_normalized(features)
+        prediction, leading = self._prediction(features), features.shape[:-1]
+        axis = len(leading)
+        shape = (*leading, self.output_dim)
         if task is not None:
-            if task.shape != z.shape[:-1]:
+            if task.shape != leading:
                 raise ValueError(f"task ids {tuple(task.shape)} don't fit features {tuple(features.shape)}")
-            z = z.gather(-1, task.unsqueeze(-1)).squeeze(-1)
-        elif self.output_dim == 1 and y.shape == z.shape[:-1]:
-            z = z.squeeze(-1)
-        if y.shape != z.shape:
-            raise ValueError(f"targets {tuple(y.shape)} don't fit values {tuple(z.shape)}; nothing broadcasts")
-        return value_loss(z, y, old, clip)
+            index = task.view(*leading, *(1,) * (prediction.ndim - axis))
+            prediction, shape = prediction.take_along_dim(index, axis).squeeze(axis), leading
+        elif self.output_dim == 1 and y.shape == leading:
+            prediction, shape = prediction.squeeze(axis), leading
+        if y.shape != shape:
+            raise ValueError(f"targets {tuple(y.shape)} don't fit values {tuple(shape)}; nothing broadcasts")
+        return self._loss(prediction, y, old, clip)
+
+    def _prediction(self, features: Tensor) -> Tensor:
+        """What the loss reads: `[L, K]`, or `[L, K, ...]` where a value is more than a number."""
+        return self.forward_normalized(features)
+
+    def _loss(self, prediction: Tensor, y: Tensor, old: Tensor | None, clip: float | Tensor | None) -> Tensor:
+        """Loss of each entry of `y`, given the prediction for it."""
+        return value_loss(prediction, y, old, clip)
+
+    def outside(self, y: Tensor) -> Tensor:
+        """bool, `y`'s shape: which targets on the normalized axis are beyond what this head can predict."""
+        return torch.zeros_like(y, dtype=torch.bool)
 
     # -- statistics ----------------------------------------------------------------------------------------------
 
@@ -225,9 +248,8 @@ class ValueHead(TargetStatistics, ABC):
         Raises:
             ValueError: the optimiser doesn't hold the layer, neither by identity nor inside a flat tensor.
         """
-        for parameter in (self.linear.weight, self.linear.bias):
-            locate(parameter, optimizer)
-        self._links.optimizers.append(weakref.ref(optimizer))
+        locations = [locate(parameter, optimizer) for parameter in (self.linear.weight, self.linear.bias)]
+        self._links.optimizers.append(Tracked(weakref.ref(optimizer), locations))
         return self
 
     def mirror(self, other: "ValueHead") -> Self:
@@ -251,11 +273,11 @@ class ValueHead(TargetStatistics, ABC):
         self._rewrite(mean, std, preserve)
 
     def _rescale_moments(self, scale: Tensor) -> None:
-        for link in self._links.optimizers:
+        for link, (weight, bias) in self._links.optimizers:
             optimizer = link()
             if optimizer is not None:
-                rescale_moments(self.linear.weight, optimizer, scale.unsqueeze(1))
-                rescale_moments(self.linear.bias, optimizer, scale)
+                rescale_moments(self.linear.weight, optimizer, weight, scale.unsqueeze(1))
+                rescale_moments(self.linear.bias, optimizer, bias, scale)
 
 
 def _fill(x: Tensor, mask: Tensor | None) -> Tensor:

@@ -2,7 +2,7 @@
 
 import weakref
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -22,11 +22,27 @@ class Optimizer(Protocol):
     def state(self) -> Mapping[Tensor, dict[str, Any]]: ...
 
 
+class Location(NamedTuple):
+    """Where an optimiser holds a parameter."""
+
+    owner: Tensor
+    """The optimiser's own tensor: the parameter, or a flat one that the parameter is a view of."""
+    offset: int
+    """Of the parameter's first entry in `owner`."""
+
+
+class Tracked(NamedTuple):
+    """An optimiser, and where it holds the head's parameters."""
+
+    optimizer: weakref.ref[Optimizer]
+    locations: list[Location]
+
+
 class Links:
     """Optimisers and mirrors of one head. Weak, no part of any state, and not copied along with the head."""
 
     def __init__(self) -> None:
-        self.optimizers: list[weakref.ref[Optimizer]] = []
+        self.optimizers: list[Tracked] = []
         self.mirrors: list[weakref.ref[Any]] = []
 
     def __deepcopy__(self, memo: dict[int, object]) -> "Links":
@@ -36,8 +52,8 @@ class Links:
         return Links, ()
 
 
-def locate(parameter: Tensor, optimizer: Optimizer) -> tuple[Tensor, int]:
-    """The optimiser's own tensor that holds `parameter`, and the offset of `parameter` in it.
+def locate(parameter: Tensor, optimizer: Optimizer) -> Location:
+    """Where `optimizer` holds `parameter`.
 
     Found by identity, or by storage where `parameter` is a view of a flat tensor that is being optimised.
 
@@ -50,24 +66,24 @@ def locate(parameter: Tensor, optimizer: Optimizer) -> tuple[Tensor, int]:
     held: list[Tensor] = [p for group in optimizer.param_groups for p in group["params"]]
     for candidate in held:
         if candidate is parameter:
-            return candidate, 0
+            return Location(candidate, 0)
     for candidate in held:
         offset = parameter.storage_offset() - candidate.storage_offset()
         same = candidate.untyped_storage().data_ptr() == parameter.untyped_storage().data_ptr()
         inside = 0 <= offset <= candidate.numel() - parameter.numel()
         if same and inside and candidate.is_contiguous() and parameter.is_contiguous():
-            return candidate, int(offset)
+            return Location(candidate, int(offset))
     raise ValueError(
         "the optimizer doesn't hold this head's parameters, neither as they are nor as part of a flat tensor"
     )
 
 
-def rescale_moments(parameter: Tensor, optimizer: Optimizer, factor: Tensor) -> None:
+def rescale_moments(parameter: Tensor, optimizer: Optimizer, location: Location, factor: Tensor) -> None:
     """Multiplies the optimiser's first moments of `parameter` by `factor`, its second moments by the square.
 
     `factor` broadcasts over the parameter. Nothing happens before the optimiser's first step.
     """
-    owner, offset = locate(parameter, optimizer)
+    owner, offset = location
     state: dict[str, Any] = optimizer.state.get(owner, {})
     for names, scale in ((FIRST_MOMENTS, factor), (SECOND_MOMENTS, factor.square())):
         for name in names:

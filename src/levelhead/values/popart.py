@@ -15,9 +15,7 @@ class PopArtValueHead(ValueHead):
     2019, "Multi-task deep reinforcement learning with PopArt", for several outputs.
     """
 
-    @property
-    def scale_free(self) -> bool:
-        return self.epsilon == 0
+    predicts_normalized = True
 
     def forward_normalized(self, features: Tensor) -> Tensor:
         return self.linear(features)

@@ -11,9 +11,7 @@ class RunningNormHead(ValueHead):
     Source: Yu et al. 2022, "The Surprising Effectiveness of PPO in Cooperative Multi-Agent Games", section 5.1.
     """
 
-    @property
-    def scale_free(self) -> bool:
-        return self.epsilon == 0
+    predicts_normalized = True
 
     def forward_normalized(self, features: Tensor) -> Tensor:
         return self.linear(features)

@@ -217,11 +217,11 @@ class TargetStatistics(nn.Module):
         return targets.reshape(-1, 1).expand(belongs.shape), weight.reshape(-1, 1) * belongs
 
     def _check_values(self, task: Tensor | None, weights: Tensor | None) -> None:
-        """What only reading the values can tell; waits for the device."""
-        if task is not None and task.numel() and not (int(task.min()) >= 0 and int(task.max()) < self.output_dim):
-            raise ValueError(f"task ids must lie in 0..{self.output_dim - 1}; got {int(task.min())}..{int(task.max())}")
-        if weights is not None and not bool((weights >= 0).all()):
-            raise ValueError("weights must not be negative or NaN")
+        """What only reading the values can tell."""
+        if task is not None:
+            _require(((task >= 0) & (task < self.output_dim)).all(), f"task ids must lie in 0..{self.output_dim - 1}")
+        if weights is not None:
+            _require((weights >= 0).all(), "weights must not be negative or NaN")
 
     def _checked_move(
         self,
@@ -234,20 +234,20 @@ class TargetStatistics(nn.Module):
         """Moves the statistics, or raises and changes nothing; waits for the device."""
         self._check_values(task, weights)
         batch = self._measure(targets, task, mask, weights, reduce)
-        if not bool(batch.finite.all()):
-            outputs = (~batch.finite).nonzero().flatten().tolist()
-            raise ValueError(
-                f"non-finite target for output {', '.join(map(str, outputs))}; statistics left as they were."
-                " Exclude such samples with mask="
+        for k, finite in enumerate(batch.finite.unbind()):
+            _require(
+                finite,
+                f"non-finite target for output {k}; statistics left as they were. Exclude such samples with mask=",
             )
         return self._move(batch)
 
     # -- dtype and device ----------------------------------------------------------------------------------------
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "TargetStatistics":
-        # Module.to() and .half() cast every floating buffer: hold the statistics back and show them as integers,
-        # which are moved but never cast.
-        held = {name: self._buffers.pop(name) for name in (*STATISTICS, "_beta")}
+        # Module.to() and .half() cast every floating buffer: hold them back and show them as integers, which are moved
+        # but never cast.
+        held = dict(self._buffers)
+        self._buffers.clear()
         super()._apply(fn, recurse)
         for name, buffer in held.items():
             assert buffer is not None
@@ -255,6 +255,19 @@ class TargetStatistics(nn.Module):
             stays = moved.device in (buffer.device, torch.device("mps", 0))
             self._buffers[name] = buffer if stays else moved.view(buffer.dtype)
         return self
+
+
+def _require(holds: Tensor, message: str) -> None:
+    """Raises where a 0-d bool is False.
+
+    Code that is being compiled cannot branch on a value: on a CPU the check becomes part of it and raises a
+    RuntimeError. On a GPU it would take the whole process down, and is left out, as it is while a CUDA graph is captured.
+    """
+    if torch.compiler.is_compiling():
+        if holds.device.type == "cpu":
+            torch._assert_async(holds, message)
+    elif not (holds.is_cuda and torch.cuda.is_current_stream_capturing()) and not bool(holds):
+        raise ValueError(message)
 
 
 class ValueNormalizer(TargetStatistics):
