@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     from levelhead.config import OptimizerConfig as OptimizerConfig
     from levelhead.config import PPOConfig as PPOConfig
     from levelhead.envs import GymnasiumVecEnv as GymnasiumVecEnv
+    from levelhead.envs import MultiTaskVecEnv as MultiTaskVecEnv
     from levelhead.envs import Step as Step
     from levelhead.envs import VecEnv as VecEnv
+    from levelhead.envs import make_env as make_env
     from levelhead.envs import make_gymnasium as make_gymnasium
     from levelhead.errors import CheckpointError as CheckpointError
     from levelhead.errors import ConfigError as ConfigError
@@ -72,7 +74,7 @@ _HOME = {
         "OptimizerConfig",
         "PPOConfig",
     ),
-    "levelhead.envs": ("GymnasiumVecEnv", "Step", "VecEnv", "make_gymnasium"),
+    "levelhead.envs": ("GymnasiumVecEnv", "MultiTaskVecEnv", "Step", "VecEnv", "make_env", "make_gymnasium"),
     "levelhead.errors": ("CheckpointError", "ConfigError", "LevelheadError", "TrainingFault"),
     "levelhead.evaluation": ("Report",),
     "levelhead.losses": ("clip_surrogate",),

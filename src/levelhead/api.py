@@ -16,7 +16,7 @@ from rich.console import Console
 from levelhead import checkpoint, rundir
 from levelhead.build import build_policy, build_trainer
 from levelhead.config import Config, Device, ValueKind
-from levelhead.envs import GymnasiumVecEnv, VecEnv, make_gymnasium
+from levelhead.envs import GymnasiumVecEnv, VecEnv, make_env
 from levelhead.errors import CheckpointError, ConfigError
 from levelhead.evaluation import Report, run_episodes
 from levelhead.loop import run_loop
@@ -61,8 +61,8 @@ def train(
     """Trains a policy with PPO and writes a run directory.
 
     Args:
-        env: id in Gymnasium's registry, a function that makes an environment, a Gymnasium vector environment, or a
-            `VecEnv`.
+        env: id in Gymnasium's registry (several, joined by `+`, for a policy that plays them all), a function that
+            makes an environment, a Gymnasium vector environment, or a `VecEnv`.
         config: everything; the preset for the environment where not given. The arguments below override it.
         total_steps: environment steps, rounded up to whole iterations.
         seed: decides every random number of the run.
@@ -102,11 +102,11 @@ def train(
     _require_used(config, network, objective)
     prepare(config)
     with _opened(env, config.num_envs, config.env.kwargs) as vec:
-        policy = build_policy(config, vec.observation_space, vec.action_space, network, head)
+        policy = build_policy(config, vec.observation_space, vec.action_space, network, head, max(len(vec.tasks), 1))
         trainer = build_trainer(config, vec, policy, objective)
         custom = tuple(part for part, x in parts.items() if x is not None)
         directory = rundir.create(config)
-        rundir.write_info(directory, RunInfo(config, vec.observation_space, vec.action_space, custom))
+        rundir.write_info(directory, RunInfo(config, vec.observation_space, vec.action_space, vec.tasks, custom))
         interrupted = run_loop(trainer, config, directory, lambda: _score(policy, env, config), console)
         return Run(directory, policy, config, trainer.step, interrupted)
 
@@ -149,7 +149,7 @@ def resume(
     environment = config.env_id if env is None else env
     _require_consistent(environment, config, config.num_envs)
     with _opened(environment, config.num_envs, config.env.kwargs) as vec:
-        policy = build_policy(config, vec.observation_space, vec.action_space, network, value)
+        policy = build_policy(config, vec.observation_space, vec.action_space, network, value, max(len(vec.tasks), 1))
         trainer = build_trainer(config, vec, policy, objective)
         with _damage_named(source):
             trainer.load_state_dict({**tensors, **state})
@@ -208,7 +208,7 @@ def load_policy(
     _require_parts(info, {"network": network, "value": value})
     tensors, _ = checkpoint.load(source)
     config = replace(info.config, device=device)
-    policy = build_policy(config, info.observation_space, info.action_space, network, value)
+    policy = build_policy(config, info.observation_space, info.action_space, network, value, max(len(info.tasks), 1))
     with _damage_named(source):
         policy.load_state_dict(tensors["policy"])
     return policy.eval()
@@ -237,8 +237,10 @@ def prepare(config: Config) -> None:
 # -- behind the door ---------------------------------------------------------------------------------------------
 
 
-def _score(policy: Policy, env: AnyEnv, config: Config) -> float:
-    return evaluate(policy, env, config.eval_episodes, config.seed, config.env.kwargs).mean_return
+def _score(policy: Policy, env: AnyEnv, config: Config) -> dict[str, float]:
+    report = evaluate(policy, env, config.eval_episodes, config.seed, config.env.kwargs)
+    by_task = {f"eval/mean_return/{name}": part.mean_return for name, part in report.by_task.items()}
+    return {"eval/mean_return": report.mean_return, **by_task}
 
 
 @contextmanager
@@ -249,7 +251,7 @@ def _opened(env: AnyEnv, num_envs: int, kwargs: dict[str, Any]) -> Generator[Vec
     elif isinstance(env, VectorEnv):
         yield GymnasiumVecEnv(env)
     else:
-        vec = make_gymnasium(env, num_envs, kwargs)
+        vec = make_env(env, num_envs, kwargs)
         try:
             yield vec
         finally:

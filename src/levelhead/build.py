@@ -9,8 +9,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from levelhead.actions import ActionHead, CategoricalHead, GaussianHead
+from levelhead.advantages import (
+    AdvantageScaling,
+    HeadScaledAdvantage,
+    PercentileAdvantage,
+    RawAdvantage,
+    StandardizedAdvantage,
+)
 from levelhead.collector import Collector
-from levelhead.config import Config, Device, GroupConfig, NetworkConfig
+from levelhead.config import AdvantageScale, Config, Device, GroupConfig, NetworkConfig
 from levelhead.envs import VecEnv
 from levelhead.errors import ConfigError
 from levelhead.learner import GroupSettings, Learner, LearnerSettings
@@ -58,25 +65,38 @@ def build_network(config: Config, observation_dim: int) -> Network:
     )
 
 
-def build_value_head(config: Config, input_dim: int) -> ValueHead:
-    """The value head that the config names; `head.beta` is the trainer's business."""
+def build_value_head(config: Config, input_dim: int, tasks: int = 1) -> ValueHead:
+    """The value head that the config names, with an output per task; `head.beta` is the trainer's business."""
     match config.value:
         case "popart":
-            return PopArtValueHead(input_dim)
+            return PopArtValueHead(input_dim, tasks)
         case "runningnorm":
-            return RunningNormHead(input_dim)
+            return RunningNormHead(input_dim, tasks)
         case "valuenorm":
-            return ValueNormHead(input_dim)
+            return ValueNormHead(input_dim, tasks)
         case "hlgauss":
-            return HLGaussValueHead(input_dim)
+            return HLGaussValueHead(input_dim, tasks)
         case "twohot":
-            return TwoHotValueHead(input_dim)
+            return TwoHotValueHead(input_dim, tasks)
         case "symlog":
-            return TransformValueHead(input_dim, transform=SYMLOG)
+            return TransformValueHead(input_dim, tasks, transform=SYMLOG)
         case "sqrt":
-            return TransformValueHead(input_dim, transform=SIGNED_SQRT)
+            return TransformValueHead(input_dim, tasks, transform=SIGNED_SQRT)
         case "linear":
-            return LinearValueHead(input_dim)
+            return LinearValueHead(input_dim, tasks)
+
+
+def build_advantage(kind: AdvantageScale, tasks: int, device: torch.device) -> AdvantageScaling:
+    """How advantages are scaled."""
+    match kind:
+        case "rollout":
+            return StandardizedAdvantage()
+        case "head":
+            return HeadScaledAdvantage()
+        case "percentile":
+            return PercentileAdvantage(tasks, device)
+        case "none":
+            return RawAdvantage()
 
 
 def build_action_head(config: Config, input_dim: int, space: gym.Space[Any]) -> ActionHead:
@@ -96,8 +116,16 @@ def build_policy(
     action_space: gym.Space[Any],
     network: Network | None = None,
     value_head: ValueHead | None = None,
+    tasks: int = 1,
 ) -> Policy:
     """A policy with fresh weights, drawn from the config's seed; torch's global generator is left as it was.
+
+    Args:
+        config: of the run.
+        observation_space, action_space: of a single environment.
+        network: torsos of your own.
+        value_head: one of your own.
+        tasks: how many the environments play; the value head has an output for each.
 
     Raises:
         ConfigError: a space that nothing fits, or a value head that doesn't fit the network.
@@ -107,11 +135,11 @@ def build_policy(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(config.seed, Stream.NETWORK))
         network = network or build_network(config, dim)
-        value_head = value_head or build_value_head(config, network.critic_dim)
-        if (value_head.input_dim, value_head.output_dim) != (network.critic_dim, 1):
+        value_head = value_head or build_value_head(config, network.critic_dim, tasks)
+        if (value_head.input_dim, value_head.output_dim) != (network.critic_dim, tasks):
             raise ConfigError(
                 f"the value head reads {value_head.input_dim} features and has {value_head.output_dim} outputs;"
-                f" this network needs {network.critic_dim} and 1"
+                f" this network needs {network.critic_dim}, and the environments {tasks}, one per task"
             )
         policy = Policy(
             observation_shape=shape,
@@ -164,7 +192,13 @@ def build_trainer(config: Config, env: VecEnv, policy: Policy, objective: Object
     head = policy.value_head
     if ppo.value_clip is not None and not head.clips:
         raise ConfigError(f"ppo.value_clip has nothing to act on: the loss of {type(head).__name__} is a cross-entropy")
-    for name, used in (("head.beta", config.head.beta is not None), ("ppo.advantage 'head'", ppo.advantage == "head")):
+    if head.output_dim != max(len(env.tasks), 1):
+        raise ConfigError(f"the policy's value head has {head.output_dim} outputs; the environments play {env.tasks}")
+    advantage = build_advantage(ppo.advantage, head.output_dim, policy.device)
+    for name, used in (
+        ("head.beta", config.head.beta is not None),
+        (f"ppo.advantage {ppo.advantage!r}", advantage.needs_statistics),
+    ):
         if used and not head.has_statistics:
             raise ConfigError(f"{name} has nothing to act on: {type(head).__name__} keeps no statistics")
     for name in ("shared", "actor", "critic"):
@@ -191,7 +225,7 @@ def build_trainer(config: Config, env: VecEnv, policy: Policy, objective: Object
             total_steps=config.total_steps,
             gamma=ppo.gamma,
             lam=ppo.lam,
-            advantage=ppo.advantage,
+            advantage=advantage,
             beta=config.head.beta,
         ),
     )

@@ -141,7 +141,8 @@ def _finish(run: api.Run, console: Console) -> int:
         return INTERRUPTED
     _say(console, f"trained; now {FINAL_EPISODES} greedy episodes")
     report = api.evaluate(run.policy, run.config.env_id, FINAL_EPISODES, run.config.seed, run.config.env.kwargs)
-    _say(console, f"greedy return  {_score(report)}")
+    for line in _scores(report):
+        _say(console, line)
     _say(console, f"next           {levelhead} eval {directory} --episodes 100")
     _say(console, f"               {levelhead} resume {directory} --total-steps {2 * run.config.total_steps}")
     _say(console, f"               {_program('tensorboard')} --logdir {directory}/tb")
@@ -164,8 +165,17 @@ def _eval(options: EvalOptions, console: Console) -> int:
     api.prepare(config)
     policy = api.load_policy(options.run)
     report = api.evaluate(policy, config.env_id, options.episodes, options.seed, config.env.kwargs)
-    _say(console, f"{config.env_id}  greedy return {_score(report)}")
+    _say(console, config.env_id)
+    for line in _scores(report):
+        _say(console, line)
     return DONE
+
+
+def _scores(report: Report) -> list[str]:
+    """One line, or one per task."""
+    if not report.tasks:
+        return [f"greedy return  {_score(report)}"]
+    return [f"greedy return  {_score(part)}  {name}" for name, part in report.by_task.items()]
 
 
 def _score(report: Report) -> str:

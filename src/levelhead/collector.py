@@ -9,12 +9,13 @@ from torch import Tensor
 from levelhead.envs import VecEnv
 from levelhead.errors import ConfigError
 from levelhead.networks import Policy
+from levelhead.numerics import pick
 from levelhead.rollout import Rollout
 from levelhead.seeding import Stream, derive, generator
 from levelhead.tree import Tree, tree_leaves, tree_map
 
 EPISODE_WINDOW = 100
-"""Episode statistics are means over this many latest episodes, as in Stable-Baselines3."""
+"""Episode statistics are means over this many latest episodes of a task, as in Stable-Baselines3."""
 
 
 class Collector:
@@ -33,8 +34,9 @@ class Collector:
         self.policy = policy
         self.seed = seed
         self.reward_scale = reward_scale
-        self.returns: deque[float] = deque(maxlen=EPISODE_WINDOW)
-        self.lengths: deque[int] = deque(maxlen=EPISODE_WINDOW)
+        tasks = max(len(env.tasks), 1)
+        self.returns = [deque[float](maxlen=EPISODE_WINDOW) for _ in range(tasks)]
+        self.lengths = [deque[int](maxlen=EPISODE_WINDOW) for _ in range(tasks)]
 
         t, n, device = num_steps, env.num_envs, policy.device
         shape = env.observation_space.shape
@@ -46,6 +48,7 @@ class Collector:
         self._terminated = torch.zeros(t, n, dtype=torch.bool, device=device)
         self._truncated = torch.zeros(t, n, dtype=torch.bool, device=device)
         self._valid = torch.ones(t, n, dtype=torch.bool, device=device)
+        self._task = torch.zeros(t, n, dtype=torch.int64, device=device) if env.tasks else None
         self._choices: Tree = None
         self.reset(0)
 
@@ -69,6 +72,8 @@ class Collector:
 
         observations[0].copy_(observations[-1])
         for t, (reward, terminated, truncated) in enumerate(flags):
+            if self._task is not None:
+                self._write_task(self._task[t])
             features = policy.actor_features(policy.prepare(observations[t]))
             choice = head.sample(features, noise[t])
             self._keep(t, choice)
@@ -95,6 +100,7 @@ class Collector:
             valid=self._valid,
             value=value,
             next_value=next_value,
+            task=self._task,
         )
 
     def _keep(self, t: int, choice: tuple[Tensor, Tree]) -> None:
@@ -109,50 +115,60 @@ class Collector:
         for row, x in zip(self._rows[t], tree_leaves(choice), strict=True):
             row.copy_(x)
 
+    def _write_task(self, row: Tensor) -> None:
+        task, known = self.env.task, len(self.env.tasks)
+        if task is None or not bool(((task >= 0) & (task < known)).all()):
+            raise ConfigError(f"the environments play task {task}; they named {known} tasks")
+        _write(row, task, "task")
+
     def _values(self, finals: list[tuple[int, Tensor]]) -> tuple[Tensor, Tensor]:
         """Values of the observations and of their true successors, each `[T, N]`."""
-        values = self._value(self._observation)
-        next_value = values[1:].clone()
+        values, task = self._all_values(self._observation), self._task
+        next_value = pick(values[1:], task).clone()
         for t, observation in finals:
-            cut = self._value(observation.to(next_value.device))
+            cut = pick(self._all_values(observation.to(next_value.device)), None if task is None else task[t])
             next_value[t] = torch.where(self._truncated[t], cut, next_value[t])
-        return values[:-1], next_value
+        return pick(values[:-1], task), next_value
 
-    def _value(self, observation: Tensor) -> Tensor:
-        """The critic's value; NaN where the observation is not finite, which a squashing network would hide."""
-        finite = observation.isfinite().reshape(*observation.shape[: -len(self._shape)], -1).all(-1)
-        return torch.where(finite, self.policy.value(observation), torch.nan)
+    def _all_values(self, observation: Tensor) -> Tensor:
+        """The critic's values, one per task; NaN where the observation is not finite, which a network could hide."""
+        finite = observation.isfinite().reshape(*observation.shape[: -len(self._shape)], -1).all(-1, keepdim=True)
+        return torch.where(finite, self.policy.values(observation), torch.nan)
 
     def record_episodes(self) -> None:
         """Takes the latest rollout into the episode statistics; not done where the rollout turns out to be broken."""
         valid = self._valid.cpu().numpy()
         reward = np.where(valid, self._reward.cpu().numpy().astype(np.float64), 0.0)
         ended = (self._terminated | self._truncated).cpu().numpy()
+        task = np.zeros(ended.shape, dtype=np.int64) if self._task is None else self._task.cpu().numpy()
         for t in range(len(reward)):
             self._return += reward[t]
             self._length += valid[t]
             if ended[t].any():
                 for i in np.flatnonzero(ended[t]):
-                    self.returns.append(float(self._return[i]))
-                    self.lengths.append(int(self._length[i]))
+                    self.returns[task[t, i]].append(float(self._return[i]))
+                    self.lengths[task[t, i]].append(int(self._length[i]))
                 self._return[ended[t]] = 0.0
                 self._length[ended[t]] = 0
 
     def metrics(self) -> dict[str, float]:
-        """Episode statistics over the latest episodes; empty before the first has ended."""
-        if not self.returns:
-            return {}
-        return {
-            "rollout/ep_rew_mean": float(np.mean(self.returns)),
-            "rollout/ep_len_mean": float(np.mean(self.lengths)),
-        }
+        """Episode statistics over the latest episodes: per task, and the mean over tasks; none before one has ended."""
+        metrics: dict[str, float] = {}
+        for name, windows in (("rollout/ep_rew_mean", self.returns), ("rollout/ep_len_mean", self.lengths)):
+            means = {k: float(np.mean(window)) for k, window in enumerate(windows) if window}
+            if means:
+                metrics[name] = float(np.mean(list(means.values())))
+            if self.env.tasks:
+                metrics |= {f"{name}/{self.env.tasks[k]}": mean for k, mean in means.items()}
+        return metrics
 
     def state_dict(self) -> dict[str, object]:
-        return {"returns": list(self.returns), "lengths": list(self.lengths)}
+        return {"returns": [list(x) for x in self.returns], "lengths": [list(x) for x in self.lengths]}
 
-    def load_state_dict(self, state: dict[str, list[float]]) -> None:
-        self.returns.extend(state["returns"])
-        self.lengths.extend(int(x) for x in state["lengths"])
+    def load_state_dict(self, state: dict[str, list[list[float]]]) -> None:
+        for returns, lengths, r, n in zip(self.returns, self.lengths, state["returns"], state["lengths"], strict=True):
+            returns.extend(r)
+            lengths.extend(int(x) for x in n)
 
 
 def _write(row: Tensor, value: Tensor, name: str) -> None:

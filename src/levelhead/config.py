@@ -12,9 +12,9 @@ from levelhead.errors import ConfigError
 from levelhead.networks import Activation
 from levelhead.schedules import Schedule, constant
 from levelhead.serialize import coerce
-from levelhead.trainer import AdvantageScale
 
 ValueKind = Literal["popart", "runningnorm", "valuenorm", "hlgauss", "twohot", "symlog", "sqrt", "linear"]
+AdvantageScale = Literal["rollout", "head", "percentile", "none"]
 Device = Literal["auto", "cpu", "cuda"]
 
 
@@ -98,7 +98,8 @@ class PPOConfig:
     clip_range: Schedule = constant(0.2)
     """How far the probability ratio may leave 1 before its gradient is cut off."""
     advantage: AdvantageScale = "rollout"
-    """Advantages standardised over the rollout, divided by the value head's std, or left as they are."""
+    """Advantages standardised over the rollout, divided by the value head's std, divided by a moving average of the
+    returns' range from 5th to 95th percentile, or left as they are; by task where there are several."""
     entropy_coef: Schedule = constant(0.0)
     """Weight of the entropy bonus."""
     value_coef: Schedule = constant(0.5)
@@ -163,7 +164,7 @@ class Config:
     """Everything that decides how a run goes. The same config, code and machine give the same run."""
 
     env_id: tyro.conf.Positional[str]
-    """Id in Gymnasium's registry."""
+    """Id in Gymnasium's registry; several, joined by +, for one policy that plays them all."""
     total_steps: int = 100_000
     """Environment steps, rounded up to whole iterations."""
     seed: int = 1

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from levelhead.envs import VecEnv
@@ -16,10 +17,21 @@ class Report:
 
     returns: tuple[float, ...]
     lengths: tuple[int, ...]
+    tasks: tuple[str, ...] = ()
+    """The task of each episode; empty where there is one alone."""
 
     @property
     def mean_return(self) -> float:
         return float(np.mean(self.returns))
+
+    @property
+    def by_task(self) -> dict[str, "Report"]:
+        """A report for each task that was played; empty where there is one alone."""
+        parts: dict[str, Report] = {}
+        for name in dict.fromkeys(self.tasks):
+            rows = [i for i, task in enumerate(self.tasks) if task == name]
+            parts[name] = Report(tuple(self.returns[i] for i in rows), tuple(self.lengths[i] for i in rows))
+        return parts
 
     @property
     def std_return(self) -> float:
@@ -31,7 +43,7 @@ class Report:
 def run_episodes(policy: Policy, env: VecEnv, episodes: int, seed: int) -> Report:
     """Plays `episodes` whole episodes greedily and changes nothing in the policy.
 
-    Every environment plays its own fixed share, so that short episodes don't crowd out long ones.
+    Every environment plays its own fixed share, so that short episodes don't crowd out long ones; tasks share evenly.
     """
     training = policy.training
     policy.eval()
@@ -43,13 +55,15 @@ def run_episodes(policy: Policy, env: VecEnv, episodes: int, seed: int) -> Repor
 
 def _play(policy: Policy, env: VecEnv, episodes: int, seed: int) -> Report:
     n = env.num_envs
-    share = np.full(n, episodes // n) + (np.arange(n) < episodes % n)
-    finished: list[list[tuple[float, int]]] = [[] for _ in range(n)]
+    first = np.zeros(n, dtype=np.int64) if env.task is None else env.task.cpu().numpy()
+    share = _shares(episodes, first)
+    finished: list[list[tuple[float, int, int]]] = [[] for _ in range(n)]
     total, length = np.zeros(n), np.zeros(n, dtype=np.int64)
     observation = env.reset(derive(seed, Stream.EVALUATION))
     while any(len(done) < share[i] for i, done in enumerate(finished)):
         x = policy.prepare(observation.to(policy.device))
         action = policy.action_head.to_environment(policy.action_head.mode(policy.actor_features(x)))
+        task = np.zeros(n, dtype=np.int64) if env.task is None else env.task.cpu().numpy().copy()
         step = env.step(action)
         observation = step.observation
         valid = np.ones(n, dtype=np.bool_) if step.valid is None else step.valid.cpu().numpy()
@@ -57,7 +71,25 @@ def _play(policy: Policy, env: VecEnv, episodes: int, seed: int) -> Report:
         length += valid
         for i in np.flatnonzero((step.terminated | step.truncated).cpu().numpy()):
             if len(finished[i]) < share[i]:
-                finished[i].append((float(total[i]), int(length[i])))
+                finished[i].append((float(total[i]), int(length[i]), int(task[i])))
             total[i], length[i] = 0.0, 0
     played = [episode for done in finished for episode in done]
-    return Report(tuple(r for r, _ in played), tuple(length for _, length in played))
+    return Report(
+        returns=tuple(total for total, _, _ in played),
+        lengths=tuple(length for _, length, _ in played),
+        tasks=tuple(env.tasks[task] for _, _, task in played) if env.tasks else (),
+    )
+
+
+def _shares(episodes: int, task: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """How many episodes each environment plays: the same for every task, and within a task for every environment."""
+    shares = np.zeros_like(task)
+    played = np.unique(task)
+    for quota, k in zip(_split(episodes, len(played)), played, strict=True):
+        members = task == k
+        shares[members] = _split(int(quota), int(members.sum()))
+    return shares
+
+
+def _split(total: int, parts: int) -> npt.NDArray[np.int64]:
+    return total // parts + (np.arange(parts) < total % parts)

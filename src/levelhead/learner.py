@@ -165,7 +165,9 @@ class Learner:
         new = self.policy.action_head.evaluate(actor_features, batch.action)
         actor = self.objective(new, batch)
         old, clip = (None, None) if self.value_clip is None else (batch.old_value, self.value_clip.tensor)
-        critic = self.policy.value_head.loss_normalized(critic_features, batch.target, old=old, clip=clip)
+        critic = self.policy.value_head.loss_normalized(
+            critic_features, batch.target, task=batch.task, old=old, clip=clip
+        )
         # One matrix-vector product takes all the means at once.
         terms = torch.stack((actor.loss, critic, new.entropy)) @ weight
         loss = terms @ self._loss_weights

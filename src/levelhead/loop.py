@@ -17,7 +17,7 @@ from levelhead.writers import ConsoleWriter, JsonlWriter, TensorBoardWriter, Wri
 
 
 def run_loop(
-    trainer: Trainer, config: Config, directory: Path, score: Callable[[], float], console: Console | None
+    trainer: Trainer, config: Config, directory: Path, score: Callable[[], dict[str, float]], console: Console | None
 ) -> bool:
     """Trains to the end, writing metrics and checkpoints on the way.
 
@@ -25,7 +25,7 @@ def run_loop(
         trainer: at its beginning, or where a checkpoint left it.
         config: of the run.
         directory: of the run.
-        score: evaluates the policy as it is now.
+        score: evaluates the policy as it is now, and answers metrics.
         console: where progress is shown; None for silence.
 
     Returns:
@@ -48,7 +48,7 @@ def run_loop(
         try:
             for iteration in trainer:
                 if _due(iteration, config.eval_every):
-                    iteration.metrics["eval/mean_return"] = score()
+                    iteration.metrics.update(score())
                 for writer in writers:
                     writer.write(iteration)
                 stop = interrupted.is_set()
@@ -72,7 +72,7 @@ def _due(iteration: Iteration, every: int) -> bool:
 
 def _save(trainer: Trainer, directory: Path) -> Path:
     state = trainer.state_dict()
-    tensors = {"policy": state["policy"], "optimizer": state["optimizer"]}
+    tensors = {name: state[name] for name in ("policy", "optimizer", "advantage")}
     return checkpoint.save(directory, trainer.step, tensors, {"progress": state["progress"]})
 
 

@@ -1,4 +1,4 @@
-"""Weighted moments and what follows from them: standardisation and explained variance.
+"""Weighted moments and what follows from them, standardisation and explained variance; and the choice of a column.
 
 Everything here is homogeneous in its input: no absolute epsilon, floor or clamp stands in the way of scale.
 """
@@ -79,3 +79,8 @@ def explained_variance(prediction: Tensor, target: Tensor, valid: Tensor, reduce
     _, mean, var = moments(columns, valid.reshape(-1, 1), reduce)
     varies = var[0].sqrt() > ROUNDING * mean[0].abs()
     return torch.where(varies, 1.0 - var[1] / var[0], torch.nan)
+
+
+def pick(x: Tensor, task: Tensor | None) -> Tensor:
+    """`[L, K] -> [L]`: for every sample the column that its task names; without tasks, K is 1."""
+    return x.squeeze(-1) if task is None else x.gather(-1, task.unsqueeze(-1)).squeeze(-1)

@@ -31,6 +31,12 @@ class Rollout:
     next_value: Tensor
     """Of the true successor, raw: where an episode was truncated, that of its final observation. Without meaning where
     it terminated, as nothing follows."""
+    task: Tensor | None = None
+    """int64: which task was played; None where there is one alone."""
+
+    def masks(self, tasks: int) -> list[Tensor]:
+        """The valid samples of each task, bool `[T, N]`."""
+        return [self.valid] if self.task is None else [self.valid & (self.task == k) for k in range(tasks)]
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,8 @@ class Batch:
     """Normalised by the value head, `[B]`."""
     old_value: Tensor
     """The critic's value from before the update, normalised by today's statistics, `[B]`."""
+    task: Tensor | None = None
+    """int64 `[B]`: the output of the value head that each row belongs to; None where there is one alone."""
 
     def only(self, valid: Tensor) -> "Batch":
         """The same rows, with zeros in those that are not valid: whatever stood there, it cannot spread."""
@@ -69,4 +77,5 @@ class Batch:
             function(self.advantage),
             function(self.target),
             function(self.old_value),
+            None if self.task is None else function(self.task),
         )

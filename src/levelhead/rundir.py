@@ -28,6 +28,8 @@ class RunInfo:
     config: Config
     observation_space: gym.Space[Any]
     action_space: gym.Space[Any]
+    tasks: tuple[str, ...]
+    """Names of the tasks that the environments play; empty where there is one alone."""
     custom: tuple[str, ...]
     """Parts that were handed over as objects, which no config can rebuild: `env`, `network`, `value`, `objective`."""
 
@@ -68,6 +70,7 @@ def write_info(directory: Path, info: RunInfo) -> None:
         "config": to_json(info.config),
         "observation_space": spaces.to_json(info.observation_space),
         "action_space": spaces.to_json(info.action_space),
+        "tasks": list(info.tasks),
         "custom": list(info.custom),
         "versions": {
             "python": platform.python_version(),
@@ -93,6 +96,7 @@ def read_info(directory: Path) -> RunInfo:
             from_json(Config, document["config"], str(path)),
             spaces.from_json(document["observation_space"]),
             spaces.from_json(document["action_space"]),
+            tuple(document["tasks"]),
             tuple(document["custom"]),
         )
     except OSError as error:

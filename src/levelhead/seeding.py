@@ -14,6 +14,7 @@ class Stream(IntEnum):
     ACTION = 2
     PERMUTATION = 3
     EVALUATION = 4
+    TASK = 5
 
 
 def derive(seed: int, stream: Stream, *place: int) -> int:

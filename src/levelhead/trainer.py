@@ -4,23 +4,22 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from levelhead.advantages import AdvantageScaling
 from levelhead.collector import Collector
 from levelhead.errors import TrainingFault
 from levelhead.health import Health
 from levelhead.learner import Learner
 from levelhead.metrics import to_host
 from levelhead.networks import Policy
-from levelhead.numerics import explained_variance, moments, standardize
+from levelhead.numerics import explained_variance, moments
 from levelhead.returns import gae
 from levelhead.rollout import Batch, Rollout
 from levelhead.schedules import Schedule
-
-AdvantageScale = Literal["rollout", "head", "none"]
 
 
 @dataclass(frozen=True)
@@ -31,8 +30,7 @@ class TrainerSettings:
     """Valid environment steps, rounded up to whole iterations."""
     gamma: float
     lam: float
-    advantage: AdvantageScale
-    """`rollout`: standardised over the rollout; `head`: divided by the value head's std; `none`: as they are."""
+    advantage: AdvantageScaling
     beta: Schedule | None
     """Retention of the value head's statistics; None leaves it to the head."""
 
@@ -75,7 +73,7 @@ class Trainer:
     @property
     def scale_promise(self) -> str:
         """What a change of the reward's scale does to this training, in a sentence."""
-        head, scaled = self.policy.value_head, self.settings.advantage != "none"
+        head, scaled = self.policy.value_head, self.settings.advantage.scale_free
         if head.scale_free and scaled:
             return "rewards times any power of two train the same policy, bit for bit"
         outside = type(head).__name__ if scaled else "unscaled advantages"
@@ -138,22 +136,25 @@ class Trainer:
         health = _health(rollout, advantage)
         healthy = health.ok
 
+        masks = rollout.masks(head.output_dim)
         had_scale = head.scaled.all()
-        health.flags["target"] = ~head.observe(target, mask=valid & healthy).all().to(valid.device)
+        known = head.observe(target, task=rollout.task, mask=valid & healthy).all()
+        health.flags["target"] = ~known.to(valid.device)
+        y = head.normalize(target, task=rollout.task)
         metrics = {
-            **self._head_metrics(rollout, had_scale),
-            **_moments_of("value/target_", target, valid),
-            **_moments_of("advantage/", advantage, valid),
-            "train/explained_variance": explained_variance(rollout.value, target, valid),
+            "value/preservation_error": torch.where(had_scale, self._preservation_error(rollout), torch.nan),
         }
+        for k, mask in enumerate(masks):
+            metrics |= self._task_metrics(k, mask, rollout, advantage, target, y)
 
         batch = Batch(
             observation=self.policy.prepare(rollout.observation).flatten(0, 1),
             action=rollout.action.flatten(0, 1),
             log_prob=rollout.log_prob.flatten(),
-            advantage=self._scaled(advantage, target, valid).flatten(),
-            target=head.normalize(target).flatten(),
-            old_value=head.normalize(rollout.value).flatten(),
+            advantage=self.settings.advantage(advantage, target, masks, head.std).flatten(),
+            target=y.flatten(),
+            old_value=head.normalize(rollout.value, task=rollout.task).flatten(),
+            task=None if rollout.task is None else rollout.task.flatten(),
         )
         with torch.enable_grad():
             metrics |= self.learner.learn(batch, valid.flatten(), healthy, self.iteration)
@@ -164,36 +165,41 @@ class Trainer:
             self.policy.normalizer.update(moments(flat, valid.reshape(-1, 1)), apply=health.ok)
         return health, metrics
 
-    def _head_metrics(self, rollout: Rollout, had_scale: Tensor) -> dict[str, Tensor]:
-        """Where the value head's statistics are now, and how far its outputs moved with them, in stds."""
-        head = self.policy.value_head
-        before, after = rollout.value[-1], self.policy.value(rollout.observation[-1])
-        error = ((after - before) / head.std).abs().max()
-        return {
-            "value/mean": head.mean.mean(),
-            "value/std": head.std.mean(),
-            # A head that only now gets its first scale has nothing to preserve.
-            "value/preservation_error": torch.where(had_scale, error, torch.nan),
-        }
+    def _preservation_error(self, rollout: Rollout) -> Tensor:
+        """How far the head's outputs moved with its statistics, in stds. Its first scale has nothing to preserve."""
+        task = None if rollout.task is None else rollout.task[-1]
+        before, after = rollout.value[-1], self.policy.value(rollout.observation[-1], task)
+        std = self.policy.value_head.std
+        return ((after - before) / (std if task is None else std[task])).abs().max()
 
-    def _scaled(self, advantage: Tensor, target: Tensor, valid: Tensor) -> Tensor:
-        match self.settings.advantage:
-            case "rollout":
-                return standardize(advantage, valid, scale=torch.where(valid, target, 0.0).abs().max())
-            case "head":
-                return (advantage / self.policy.value_head.std).to(advantage.dtype)
-            case "none":
-                return advantage
+    def _task_metrics(
+        self, task: int, mask: Tensor, rollout: Rollout, advantage: Tensor, target: Tensor, y: Tensor
+    ) -> dict[str, Tensor]:
+        """Where the statistics of one task are now, and what moved them; `y` is the target on the normalised axis."""
+        head = self.policy.value_head
+        metrics = {
+            "value/mean": head.mean[task],
+            "value/std": head.std[task],
+            "train/explained_variance": explained_variance(rollout.value, target, mask),
+            **_moments_of("value/target_", target, mask),
+            **_moments_of("advantage/", advantage, mask),
+        }
+        if math.isfinite(head.limit):
+            metrics["value/outside_support"] = (mask & (y.abs() > head.limit)).sum() / mask.sum()
+        tasks = self.collector.env.tasks
+        return {f"{name}/{tasks[task]}": value for name, value in metrics.items()} if tasks else metrics
 
     def _tensors(self) -> list[Tensor]:
         """All that learning changes."""
-        return [*self.policy.state_dict().values(), *self.learner.state_dict().values()]
+        parts = (self.policy, self.learner, self.settings.advantage)
+        return [x for part in parts for x in part.state_dict().values()]
 
     def state_dict(self) -> dict[str, Any]:
         """Whatever changes during training, as tensors and JSON values."""
         return {
             "policy": self.policy.state_dict(),
             "optimizer": self.learner.state_dict(),
+            "advantage": self.settings.advantage.state_dict(),
             "progress": {"iteration": self.iteration, "step": self.step, "episodes": self.collector.state_dict()},
         }
 
@@ -201,6 +207,7 @@ class Trainer:
         """Continues from `state_dict`; environments start new episodes, as they do when a checkpoint is written."""
         self.policy.load_state_dict(state["policy"])
         self.learner.load_state_dict(state["optimizer"])
+        self.settings.advantage.load_state_dict(state["advantage"])
         progress = state["progress"]
         self.iteration, self.step = progress["iteration"], progress["step"]
         self.collector.load_state_dict(progress["episodes"])
@@ -228,5 +235,6 @@ def _health(rollout: Rollout, advantage: Tensor) -> Health:
 
 
 def _moments_of(prefix: str, x: Tensor, valid: Tensor) -> dict[str, Tensor]:
-    _, mean, var = moments(x.reshape(-1, 1), valid.reshape(-1, 1))
-    return {f"{prefix}mean": mean[0], f"{prefix}std": var[0].sqrt()}
+    weight, mean, var = moments(x.reshape(-1, 1), valid.reshape(-1, 1))
+    values = {"mean": mean[0], "std": var[0].sqrt()}
+    return {f"{prefix}{name}": torch.where(weight[0] > 0, x, torch.nan) for name, x in values.items()}

@@ -26,16 +26,22 @@ class Step(NamedTuple):
 
 
 class VecEnv(ABC):
-    """N environments of one kind, stepped together.
+    """N environments with common spaces, stepped together.
 
     Attributes:
         num_envs: N.
         observation_space, action_space: of a single environment.
+        tasks: names of the tasks that they play; empty where there is one alone. Values, their statistics and the scale
+            of advantages are kept apart by task.
+        task: `[N]` int64, the task that each environment is playing now; it may change with a new episode. None where
+            there is one alone.
     """
 
     num_envs: int
     observation_space: gym.Space[Any]
     action_space: gym.Space[Any]
+    tasks: tuple[str, ...] = ()
+    task: Tensor | None = None
 
     @abstractmethod
     def reset(self, seed: int) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from levelhead.actions import ActionHead
 from levelhead.errors import ConfigError
 from levelhead.networks.normalizer import ObservationNormalizer
+from levelhead.numerics import pick
 from levelhead.values import ValueHead
 
 
@@ -97,9 +98,18 @@ class Policy(nn.Module):
         return self.network.actor(shared), self.network.critic(shared)
 
     @torch.no_grad()
-    def value(self, observation: Tensor) -> Tensor:
-        """Value of each observation in reward units, `[L]`; changes no state."""
-        return self.value_head(self.critic_features(self.prepare(observation))).squeeze(-1)
+    def values(self, observation: Tensor) -> Tensor:
+        """Values of each observation in reward units, one per task, `[L, K]`; changes no state."""
+        return self.value_head(self.critic_features(self.prepare(observation)))
+
+    def value(self, observation: Tensor, task: Tensor | None = None) -> Tensor:
+        """Value of each observation in reward units, for the task that it belongs to, `[L]`; changes no state.
+
+        Args:
+            observation: `[L, *observation_shape]`.
+            task: `[L]` int64; needed where the policy plays several.
+        """
+        return pick(self.values(observation), task)
 
     @torch.no_grad()
     def act(self, observation: npt.ArrayLike | Tensor) -> npt.NDArray[Any]:

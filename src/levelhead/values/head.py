@@ -1,5 +1,6 @@
 """The protocol of all value heads, and what the scalar ones share."""
 
+import math
 import weakref
 from abc import ABC, abstractmethod
 from typing import ClassVar, Self
@@ -36,6 +37,8 @@ class ValueHead(TargetStatistics, ABC):
     """Whether the layer predicts on the axis of the statistics, so that neither it nor its loss sees a scale."""
     clips: ClassVar[bool] = True
     """Whether `loss` takes a value clip."""
+    limit: float = math.inf
+    """The largest magnitude on the normalized axis that the head can express."""
 
     def __init__(
         self,
@@ -153,10 +156,6 @@ class ValueHead(TargetStatistics, ABC):
     def _loss(self, prediction: Tensor, y: Tensor, old: Tensor | None, clip: float | Tensor | None) -> Tensor:
         """Loss of each entry of `y`, given the prediction for it."""
         return value_loss(prediction, y, old, clip)
-
-    def outside(self, y: Tensor) -> Tensor:
-        """bool, `y`'s shape: which targets on the normalized axis are beyond what this head can predict."""
-        return torch.zeros_like(y, dtype=torch.bool)
 
     # -- statistics ----------------------------------------------------------------------------------------------
 

@@ -81,9 +81,6 @@ class HistogramHead(ValueHead):
     def _cross_entropy(self, log_p: Tensor, y: Tensor) -> Tensor:
         """Of predicted log-probabilities `[..., bins]` against targets `[...]` on the normalized axis."""
 
-    def outside(self, y: Tensor) -> Tensor:
-        return y.abs() > self.limit
-
 
 class TwoHotValueHead(HistogramHead, FixedAxisHead):
     """DreamerV3's symexp two-hot: bins at `symexp(-20..20)`, cross-entropy against the two neighbours of the target.

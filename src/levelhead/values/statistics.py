@@ -261,11 +261,11 @@ def _require(holds: Tensor, message: str) -> None:
     """Raises where a 0-d bool is False.
 
     Code that is being compiled cannot branch on a value: on a CPU the check becomes part of it and raises a
-    RuntimeError. On a GPU it would take the whole process down, and is left out, as it is while a CUDA graph is captured.
+    RuntimeError. On a GPU it would take the whole process down, and is left out, as while a CUDA graph is captured.
     """
     if torch.compiler.is_compiling():
         if holds.device.type == "cpu":
-            torch._assert_async(holds, message)
+            torch._assert_async(holds, message)  # pyright: ignore[reportPrivateImportUsage]  # the one way that compiles
     elif not (holds.is_cuda and torch.cuda.is_current_stream_capturing()) and not bool(holds):
         raise ValueError(message)
 

@@ -1,0 +1,128 @@
+"""How advantages are brought to a common scale before they enter the policy's loss, each task by itself."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from levelhead.numerics import ROUNDING, standardize
+
+
+@dataclass(frozen=True)
+class Share:
+    """One task's share of a rollout."""
+
+    task: int
+    mask: Tensor
+    """bool: the valid samples of the task."""
+    target: Tensor
+    """Raw value targets, of all tasks."""
+    std: Tensor
+    """0-d, the value head's for this task."""
+
+
+class AdvantageScaling(ABC):
+    """One way of scaling advantages."""
+
+    scale_free: ClassVar[bool] = True
+    """Whether rewards times a power of two leave the result as it is, bit for bit."""
+    needs_statistics: ClassVar[bool] = False
+    """Whether it reads the value head's std."""
+
+    def __call__(self, advantage: Tensor, target: Tensor, masks: Sequence[Tensor], std: Tensor) -> Tensor:
+        """Advantages as they enter the loss; 0 where they belong to no task.
+
+        Args:
+            advantage: raw, any shape.
+            target: raw value targets, `advantage`'s shape.
+            masks: per task, bool in `advantage`'s shape: the valid samples of that task.
+            std: `[K]`, of the value head.
+        """
+        parts = [self._scaled(advantage, Share(k, mask, target, std[k])) for k, mask in enumerate(masks)]
+        return torch.where(torch.stack(list(masks)), torch.stack(parts), 0.0).sum(0)
+
+    @abstractmethod
+    def _scaled(self, advantage: Tensor, share: Share) -> Tensor:
+        """The advantages of one task; what stands outside its mask doesn't matter."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Whatever moves from rollout to rollout."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        own = self.state_dict()
+        if own.keys() != state.keys():
+            raise ValueError(f"advantage scaling has {sorted(state)} in its state, expected {sorted(own)}")
+        for name, tensor in own.items():
+            tensor.copy_(state[name])
+
+
+class RawAdvantage(AdvantageScaling):
+    """As they are."""
+
+    scale_free = False
+
+    def _scaled(self, advantage: Tensor, share: Share) -> Tensor:  # noqa: ARG002  # nothing to scale by
+        return advantage
+
+
+class StandardizedAdvantage(AdvantageScaling):
+    """Mean 0 and standard deviation 1 over each task's share of the rollout; all 0 where there is no spread."""
+
+    def _scaled(self, advantage: Tensor, share: Share) -> Tensor:
+        return standardize(advantage, share.mask, scale=torch.where(share.mask, share.target, 0.0).abs().max())
+
+
+class HeadScaledAdvantage(AdvantageScaling):
+    """Divided by the value head's std: on the scale of the returns so far, and not centred."""
+
+    needs_statistics = True
+
+    def _scaled(self, advantage: Tensor, share: Share) -> Tensor:
+        return (advantage / share.std).to(advantage.dtype)
+
+
+class PercentileAdvantage(AdvantageScaling):
+    """Divided by a moving average of the range of returns, from their 5th to their 95th percentile; not centred.
+
+    DreamerV3 never divides by less than 1, so that small noise isn't blown up where rewards are sparse; that ties it
+    to the unit of the reward. Here a range of no spread, as where fewer than one return in twenty differs, gives way
+    to that from the smallest return to the largest; a rollout in which all are alike moves nothing.
+
+    Source: Hafner et al. 2025, "Mastering diverse control tasks through world models", equation 7.
+
+    Args:
+        tasks: K, each with a range of its own.
+        device: of the rollouts.
+    """
+
+    LOW, HIGH = 0.05, 0.95
+    RETENTION = 0.99
+
+    def __init__(self, tasks: int, device: torch.device | str | None = None) -> None:
+        self._range = torch.zeros(tasks, dtype=torch.float64, device=device)
+        # The product of the retentions so far, which debiases the average.
+        self._retained = torch.ones(tasks, dtype=torch.float64, device=device)
+
+    def _scaled(self, advantage: Tensor, share: Share) -> Tensor:
+        marks = share.target.new_tensor([0.0, self.LOW, self.HIGH, 1.0])
+        target = torch.where(share.mask, share.target, torch.nan).flatten()
+        least, low, high, most = torch.nanquantile(target, marks).unbind()
+        rounding = ROUNDING * torch.maximum(least.abs(), most.abs())
+        width = torch.where(high - low > rounding, high - low, most - least)
+        self._absorb(share.task, width.double(), reached=width > rounding)
+        average = self._range[share.task]
+        return torch.where(average > 0, advantage / average, 0.0).to(advantage.dtype)
+
+    def _absorb(self, task: int, width: Tensor, reached: Tensor) -> None:
+        """Moves the average of one task; a rollout without samples or spread leaves it alone."""
+        retained = self._retained[task] * self.RETENTION
+        average = self._range[task] + (1 - self.RETENTION) / (1 - retained) * (width - self._range[task])
+        for buffer, new in ((self._range, average), (self._retained, retained)):
+            buffer[task] = torch.where(reached, new, buffer[task])
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"range": self._range, "retained": self._retained}

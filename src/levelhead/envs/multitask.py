@@ -1,0 +1,134 @@
+"""Several kinds of environments as one, for a policy that plays them all."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor
+
+from levelhead.envs.gymnasium import make_gymnasium
+from levelhead.envs.vec import Step, VecEnv
+from levelhead.errors import ConfigError
+from levelhead.seeding import Stream, derive
+from levelhead.spaces import require_action, require_observation
+
+SEPARATOR = "+"
+
+
+class MultiTaskVecEnv(VecEnv):
+    """Environments of several kinds side by side, padded to common spaces; each kind is a task.
+
+    An observation is flattened, filled up with zeros to the longest, and followed by a one-hot code of the task.
+    Box actions live in [-1, 1] and are as many as the most that a task takes: each task reads the first of them,
+    rescaled to its own bounds. Discrete actions must be alike in all tasks.
+
+    Args:
+        members: vector environments by the name of their task.
+
+    Raises:
+        ConfigError: fewer than two members, or spaces that have nothing in common.
+    """
+
+    def __init__(self, members: Mapping[str, VecEnv]) -> None:
+        if len(members) < 2:
+            raise ConfigError(f"several tasks are asked for, and {len(members)} is given")
+        self.tasks = tuple(members)
+        self.members = tuple(members.values())
+        self._counts = [member.num_envs for member in self.members]
+        self.num_envs = sum(self._counts)
+        self.task = torch.arange(len(members)).repeat_interleave(torch.tensor(self._counts))
+        sizes = [np.prod(require_observation(m.observation_space).shape, dtype=int) for m in self.members]
+        self._width = int(max(sizes))
+        self.observation_space = gym.spaces.Box(-np.inf, np.inf, (self._width + len(members),))
+        self.action_space = _common_actions({name: member.action_space for name, member in members.items()})
+
+    def reset(self, seed: int) -> Tensor:
+        first = [member.reset(derive(seed, Stream.TASK, k)) for k, member in enumerate(self.members)]
+        return torch.cat([self._padded(k, x) for k, x in enumerate(first)])
+
+    def step(self, action: Tensor) -> Step:
+        actions = action.split(self._counts)
+        steps = [m.step(_own_action(m.action_space, a)) for m, a in zip(self.members, actions, strict=True)]
+        valid = final = None
+        if any(step.valid is not None for step in steps):
+            valid = torch.cat(
+                [torch.ones(len(s.reward), dtype=torch.bool) if s.valid is None else s.valid for s in steps]
+            )
+        if any(step.final_observation is not None for step in steps):
+            finals = [s.observation if s.final_observation is None else s.final_observation for s in steps]
+            final = torch.cat([self._padded(k, x) for k, x in enumerate(finals)])
+        return Step(
+            torch.cat([self._padded(k, step.observation) for k, step in enumerate(steps)]),
+            torch.cat([step.reward for step in steps]),
+            torch.cat([step.terminated for step in steps]),
+            torch.cat([step.truncated for step in steps]),
+            valid,
+            final,
+        )
+
+    def close(self) -> None:
+        for member in self.members:
+            member.close()
+
+    def _padded(self, task: int, observation: Tensor) -> Tensor:
+        flat = observation.reshape(len(observation), -1)
+        padded = torch.zeros(len(flat), self._width + len(self.tasks), device=flat.device)
+        padded[:, : flat.shape[1]] = flat
+        padded[:, self._width + task] = 1.0
+        return padded
+
+
+def _common_actions(spaces: Mapping[str, gym.Space[Any]]) -> gym.Space[Any]:
+    listed = ", ".join(f"{name} {space}" for name, space in spaces.items())
+    boxes = [space for space in spaces.values() if isinstance(require_action(space), gym.spaces.Box)]
+    first = next(iter(spaces.values()))
+    if not boxes:
+        if any(space != first for space in spaces.values()):
+            raise ConfigError(f"tasks with discrete actions must share one space; these have {listed}")
+        return first
+    if len(boxes) < len(spaces):
+        raise ConfigError(f"tasks must all have Box or all Discrete actions; these have {listed}")
+    for name, space in spaces.items():
+        assert isinstance(space, gym.spaces.Box)
+        if not space.is_bounded():
+            raise ConfigError(f"the actions of task {name} need bounds to be rescaled to; they are {space}")
+    sizes = [space.shape[0] for space in boxes if space.shape is not None]
+    return gym.spaces.Box(-1.0, 1.0, (max(sizes),))
+
+
+def _own_action(space: gym.Space[Any], action: Tensor) -> Tensor:
+    """What an action in the common space means in a task's own."""
+    if not isinstance(space, gym.spaces.Box):
+        return action
+    low, high = (torch.from_numpy(bound).to(action) for bound in (space.low, space.high))
+    share = (action[:, : len(low)] + 1) / 2
+    # Written so that both bounds are met exactly.
+    return low * (1 - share) + high * share
+
+
+def make_env(
+    env: str | Callable[[], gym.Env[Any, Any]], num_envs: int, kwargs: Mapping[str, Any] | None = None
+) -> VecEnv:
+    """N environments in this process, of one kind or of several.
+
+    Args:
+        env: id in Gymnasium's registry, several ids joined by `+` for as many tasks, or an environment factory.
+        num_envs: N, shared evenly among tasks.
+        kwargs: reach the constructor of an environment given by a single id.
+
+    Raises:
+        ConfigError: as `make_gymnasium` and `MultiTaskVecEnv`; an id comes twice, or N is too small for the tasks.
+    """
+    if not isinstance(env, str) or SEPARATOR not in env:
+        return make_gymnasium(env, num_envs, kwargs)
+    names = env.split(SEPARATOR)
+    if len(set(names)) < len(names):
+        raise ConfigError(f"every task of {env} must be another environment")
+    if num_envs < len(names):
+        raise ConfigError(f"num_envs is {num_envs}; {env} needs at least {len(names)}, one per task")
+    if kwargs:
+        raise ConfigError(f"env.kwargs are for a single environment; register variants of your own for {env}")
+    share, rest = divmod(num_envs, len(names))
+    return MultiTaskVecEnv({name: make_gymnasium(name, share + (k < rest)) for k, name in enumerate(names)})
