@@ -7,18 +7,30 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-REQUIREMENTS = {"sb3": ["stable-baselines3==2.9.2", "gymnasium[mujoco]==1.4.0", "mujoco==3.12.0"]}
+TORCH = ["torch==2.13.0"]  # first and alone, so that no resolver looks for another build of it
+INSTALLS = {
+    "sb3": [TORCH, ["stable-baselines3==2.9.2", "gymnasium[box2d,mujoco]==1.4.0", "mujoco==3.12.0"]],
+    "cleanrl": [
+        TORCH,
+        ["gymnasium[classic-control]==1.4.0", "numpy==2.4.6", "tensorboard==2.21.0"],
+        # Its newest release asks for Python < 3.11 and packages of 2022; its single files run without either.
+        ["--no-deps", "--ignore-requires-python", "cleanrl==1.2.0"],
+    ],
+}  # fmt: skip
+"""Arguments of `pip install`, in order."""
 
 
 def python(peer: str) -> str:
-    """The interpreter of a peer's environment."""
+    """The interpreter of a peer's environment, which is made anew if it was made for other versions or not finished."""
     directory = ROOT / ".venv-peers" / peer
-    interpreter = directory / "bin" / "python"
-    if not interpreter.exists():
+    interpreter, stamp = directory / "bin" / "python", directory / "installed.json"
+    installs = json.dumps(INSTALLS[peer])
+    if not stamp.exists() or stamp.read_text() != installs:
         print(f"installing {peer} into {directory}", file=sys.stderr)
-        subprocess.run([sys.executable, "-m", "venv", directory], check=True)
-        for requirements in (["torch==2.13.0"], REQUIREMENTS[peer]):
-            subprocess.run([interpreter, "-m", "pip", "install", "--quiet", *requirements], check=True)
+        subprocess.run([sys.executable, "-m", "venv", "--clear", directory], check=True)
+        for arguments in INSTALLS[peer]:
+            subprocess.run([interpreter, "-m", "pip", "install", "--quiet", *arguments], check=True)
+        stamp.write_text(installs)
     return str(interpreter)
 
 

@@ -1,16 +1,33 @@
-"""levelhead with the environment's preset, rewards multiplied. Usage: levelhead_scale.py ENV_ID STEPS SCALE SEED
+"""levelhead with the environment's preset, rewards multiplied. Usage: levelhead_scale.py TASK SCALE SEED HEAD
 
-Prints one RESULT line: the greedy return over 20 episodes, in the environment's own units.
+HEAD is a name of a value head. Of the task only environment and steps are read: the rest came from the preset.
 """
 
-import json
 import sys
 import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from scale_task import arguments, finish, greedy_return
 
 import levelhead as lh
 
-env_id, steps, scale, seed = sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4])
+task, scale, seed, head = arguments()
 with tempfile.TemporaryDirectory() as directory:
-    run = lh.train(env_id, total_steps=steps, reward_scale=scale, seed=seed, run_dir=directory)
-report = lh.evaluate(run.policy, env_id, episodes=20, seed=seed)
-print("RESULT " + json.dumps({"return": report.mean_return, "note": ""}), flush=True)
+    try:
+        run = lh.train(
+            task.env_id,
+            total_steps=task.steps,
+            reward_scale=scale,
+            seed=seed,
+            value=head,
+            run_dir=directory,
+            device="cpu",
+        )
+    except lh.TrainingFault as error:
+        finish(None, str(error).splitlines()[0])
+    else:
+        if run.interrupted:
+            raise SystemExit("interrupted")
+        finish(greedy_return(task.env_id, run.policy.act))
