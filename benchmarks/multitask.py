@@ -72,8 +72,9 @@ def run(heads: list[ValueKind], scales: list[str], seeds: list[int]) -> None:
         env_id = environment_ids(scale)
         with tempfile.TemporaryDirectory() as directory:
             trained = lh.train(env_id, config=config(env_id, head, seed), run_dir=directory)
-        report = lh.evaluate(trained.policy, "+".join(TASKS), EPISODES, seed)
-        returns = {name: part.mean_return for name, part in report.by_task.items()}
+        report = lh.evaluate(trained.policy, env_id, EPISODES, seed)
+        parts = zip(TASKS, FACTORS[scale], report.by_task.values(), strict=True)
+        returns = {name: part.mean_return / factor for name, factor, part in parts}
         records.append("multitask", {"head": head, "scale": scale, "seed": seed, "steps": STEPS, "returns": returns})
 
 

@@ -6,8 +6,6 @@ Targets that drift over a run of PPO; a head far off the normalised axis, with a
 a clamp cost; and statistics moved once per rollout, or with every minibatch before or after the step.
 """
 
-import math
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,7 +38,8 @@ def drift(axis: plt.Axes, env_id: str = "CartPole-v1", steps: int = 100_000) -> 
         m, s = (np.array([metrics[name] for _, metrics in rows]) for name in (mean, std))
         (line,) = axis.plot(step, m, label=label)
         axis.fill_between(step, m - s, m + s, alpha=0.2, color=line.get_color())
-        print(f"| {label} | {m[0]:.1f} +- {s[0]:.1f} | {m[len(m) // 4]:.1f} +- {s[len(s) // 4]:.1f} | {m[-1]:.1f} +- {s[-1]:.1f} |")
+        cells = [f"{m[i]:.1f} +- {s[i]:.1f}" for i in (0, len(m) // 4, -1)]
+        print(f"| {label} | " + " | ".join(cells) + " |")
     axis.set(title=f"{env_id}: targets drift", xlabel="steps", ylabel="mean and std")
     axis.legend(fontsize="small")
 

@@ -74,6 +74,17 @@ def outcome():
     return read
 
 
+@pytest.fixture(scope="session")
+def two_tasks():
+    """Ids, joined by +, of a pendulum and a car on a hill whose episodes are short enough to end in a tiny run."""
+    where = "gymnasium.envs.classic_control"
+    gym.register("Swing-v0", f"{where}:PendulumEnv", max_episode_steps=10)
+    gym.register("Hill-v0", f"{where}:Continuous_MountainCarEnv", max_episode_steps=15)
+    yield "Swing-v0+Hill-v0"
+    for env_id in ("Swing-v0", "Hill-v0"):
+        del gym.registry[env_id]
+
+
 @pytest.fixture
 def workdir(tmp_path, monkeypatch):
     """A working directory of the test's own, for whatever runs/ it writes."""

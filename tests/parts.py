@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 from gymnasium.spaces import Box, Discrete
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from levelhead.build import build_policy
 from levelhead.config import Config, NetworkConfig
@@ -27,16 +28,26 @@ SETTINGS = LearnerSettings(
 )
 
 
-def make_policy(space=CHOICES, shared=(), **options) -> Policy:
+def names(tasks: int) -> tuple[str, ...]:
+    """Of so many tasks; a single one has none."""
+    return tuple("abc"[:tasks]) if tasks > 1 else ()
+
+
+def make_policy(space=CHOICES, shared=(), tasks=1, **options) -> Policy:
     """A small policy whose critic has left zero."""
     network = NetworkConfig(shared=shared, actor=(8,), critic=(8,))
-    policy = build_policy(Config("toy", network=network, device="cpu", **options), OBSERVATIONS, space)
+    policy = build_policy(
+        Config("toy", network=network, device="cpu", **options), OBSERVATIONS, space, tasks=names(tasks)
+    )
     torch.nn.init.normal_(policy.value_head.linear.weight, generator=torch.Generator().manual_seed(0))
     return policy
 
 
 def make_batch(policy: Policy, rows: int, seed: int = 0) -> Batch:
-    """Rows with actions of a slightly different policy, and advantages that differ from row to row."""
+    """Rows with actions of a slightly different policy, and advantages that differ from row to row.
+
+    They belong to tasks drawn at random where the policy plays several.
+    """
     generator = torch.Generator().manual_seed(seed)
     observation = torch.randn(rows, 3, generator=generator)
     move, advantage, target, old_value = torch.randn(4, rows, generator=generator)
@@ -44,7 +55,9 @@ def make_batch(policy: Policy, rows: int, seed: int = 0) -> Batch:
         features = policy.actor_features(observation)
         action, parameters = policy.action_head.sample(features, policy.action_head.noise((rows,), generator))
         log_prob = policy.action_head.log_prob(parameters, action)
-    return Batch(observation, action, log_prob + 0.2 * move, advantage, target, old_value)
+    tasks = policy.value_head.output_dim
+    task = torch.randint(tasks, (rows,), generator=generator) if tasks > 1 else None
+    return Batch(observation, action, log_prob + 0.2 * move, advantage, target, old_value, task)
 
 
 def make_learner(policy: Policy, objective: Objective | None = None, seed: int = 1, **changes) -> Learner:
@@ -77,3 +90,21 @@ class Probe(ClipObjective):
         """Per minibatch: indices into `batch` (None for a row that isn't in it), and weights."""
         row = {x: i for i, x in enumerate(batch.advantage.tolist())}
         return [([row.get(x) for x in advantage.tolist()], probe.grad.tolist()) for advantage, probe in self.seen]
+
+
+class HostReads(TorchDispatchMode):
+    """Counts operations whose result the host must wait for, and operations altogether."""
+
+    NAMES = ("_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select", "unique", "_unique2")
+
+    def __init__(self):
+        super().__init__()
+        self.reads, self.operations = [], 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.operations += 1
+        name = func.overloadpacket.__name__
+        indices = args[1] if name in ("index", "index_put", "index_put_") else ()
+        if name in self.NAMES or any(x is not None and x.dtype == torch.bool for x in indices):
+            self.reads.append(name)
+        return func(*args, **(kwargs or {}))

@@ -1,5 +1,7 @@
 """From config to objects."""
 
+from typing import get_args
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -7,10 +9,12 @@ import torch
 from torch import nn
 
 import levelhead as lh
+from levelhead.advantages import HeadScaledAdvantage, PercentileAdvantage, RawAdvantage, StandardizedAdvantage
 from levelhead.build import build_action_head, build_network, build_policy, build_trainer, build_value_head
+from levelhead.config import AdvantageScale, ValueKind
 from levelhead.envs import make_gymnasium
 from levelhead.schedules import constant
-from toys import SMALL, Toy, same
+from toys import SMALL, Duo, Toy, same
 
 OBSERVATION, DISCRETE = gym.spaces.Box(-1.0, 1.0, (3,)), gym.spaces.Discrete(4, start=2)
 CONTINUOUS = gym.spaces.Box(np.float32([-1, 0]), np.float32([1, 2]))
@@ -19,6 +23,16 @@ HEADS = {
     "runningnorm": lh.RunningNormHead,
     "valuenorm": lh.ValueNormHead,
     "linear": lh.LinearValueHead,
+    "hlgauss": lh.HLGaussValueHead,
+    "twohot": lh.TwoHotValueHead,
+    "symlog": lh.TransformValueHead,
+    "sqrt": lh.TransformValueHead,
+}
+ADVANTAGES = {
+    "rollout": StandardizedAdvantage,
+    "head": HeadScaledAdvantage,
+    "percentile": PercentileAdvantage,
+    "none": RawAdvantage,
 }
 
 
@@ -69,10 +83,32 @@ def test_every_hidden_layer_is_followed_by_the_activation_of_the_config(activati
 
 
 @pytest.mark.parametrize(("name", "kind"), HEADS.items())
-def test_a_value_head_is_of_the_kind_that_the_config_names(name, kind):
-    head = build_value_head(lh.Config("X", value=name), 5)
+@pytest.mark.parametrize("tasks", [1, 3])
+def test_a_value_head_is_of_the_kind_that_the_config_names(name, kind, tasks):
+    head = build_value_head(lh.Config("X", value=name), 5, tasks)
     assert type(head) is kind
-    assert (head.input_dim, head.output_dim) == (5, 1)
+    assert (head.input_dim, head.output_dim, head.beta, head.epsilon) == (5, tasks, 0.98, 0.0)
+    assert head(torch.randn(4, 5)).tolist() == [[0.0] * tasks] * 4
+
+
+@pytest.mark.parametrize(("name", "value", "axis"), [("symlog", np.e - 1, 1.0), ("sqrt", 8.0, 2.008)])
+def test_a_transform_is_the_one_that_the_config_names(name, value, axis):
+    head = build_value_head(lh.Config("X", value=name), 5)
+    assert head.normalize(torch.tensor([value])).item() == pytest.approx(axis)
+
+
+def test_every_kind_of_head_and_of_advantage_has_its_type():
+    assert HEADS.keys() == set(get_args(ValueKind))
+    assert ADVANTAGES.keys() == set(get_args(AdvantageScale))
+
+
+@pytest.mark.parametrize(("name", "kind"), ADVANTAGES.items())
+def test_advantages_are_scaled_as_the_config_says(tiny, name, kind):
+    env, settings = Duo(2), tiny(**{"ppo.advantage": name})
+    policy = build_policy(settings, env.observation_space, env.action_space, tasks=env.tasks)
+    advantage = build_trainer(settings, env, policy).advantage
+    assert type(advantage) is kind
+    assert all(x.shape == (2,) for x in advantage.state_dict().values())
 
 
 def test_an_action_head_fits_its_space():
@@ -91,11 +127,18 @@ def test_observations_are_normalised_if_the_config_says_so(normalize):
     assert (policy.normalizer is not None) is normalize
 
 
-@pytest.mark.parametrize("head", [lh.PopArtValueHead(9), lh.PopArtValueHead(8, 2)], ids=["features", "outputs"])
-def test_a_value_head_that_does_not_fit_the_network_is_refused(head):
+@pytest.mark.parametrize(("features", "outputs", "tasks"), [(9, 1, 1), (8, 2, 1), (9, 3, 3), (8, 1, 3)])
+def test_a_value_head_that_does_not_fit_the_network_and_the_tasks_is_refused(features, outputs, tasks):
     config = lh.Config("X", network=SMALL, device="cpu")
-    with pytest.raises(lh.ConfigError, match=r"value head reads \d features and has \d outputs.*needs 8 and 1"):
-        build_policy(config, OBSERVATION, DISCRETE, value_head=head)
+    reason = f"value head reads {features} features and has {outputs} outputs.*needs 8, and the environments {tasks}, "
+    with pytest.raises(lh.ConfigError, match=reason + "one per task"):
+        build_policy(
+            config,
+            OBSERVATION,
+            DISCRETE,
+            value_head=lh.PopArtValueHead(features, outputs),
+            tasks=tuple("abc"[:tasks]) if tasks > 1 else (),
+        )
 
 
 def test_a_group_follows_the_optimiser_in_what_it_does_not_set():
@@ -142,6 +185,10 @@ def test_training_beside_a_process_group_is_refused(monkeypatch):
     [
         ({"value": "popart"}, True),
         ({"value": "runningnorm", "ppo.advantage": "head"}, True),
+        ({"value": "hlgauss", "ppo.advantage": "percentile"}, True),
+        ({"value": "twohot", "ppo.advantage": "percentile"}, False),
+        ({"value": "symlog"}, False),
+        ({"value": "sqrt"}, False),
         ({"value": "popart", "ppo.advantage": "none"}, False),
         ({"value": "valuenorm"}, False),
         ({"value": "linear"}, False),
@@ -161,6 +208,12 @@ def test_a_trainer_says_whether_the_scale_promise_applies(tiny, with_fields, cha
     [
         ({"value": "linear", "head.beta": constant(0.9)}, r"head\.beta.*LinearValueHead keeps no statistics"),
         ({"value": "linear", "ppo.advantage": "head"}, r"ppo\.advantage.*LinearValueHead keeps no statistics"),
+        ({"value": "twohot", "ppo.advantage": "head"}, r"ppo\.advantage.*TwoHotValueHead keeps no statistics"),
+        ({"value": "symlog", "ppo.advantage": "head"}, r"ppo\.advantage.*TransformValueHead keeps no statistics"),
+        ({"value": "sqrt", "head.beta": constant(0.9)}, r"head\.beta.*TransformValueHead keeps no statistics"),
+        ({"value": "twohot", "head.beta": constant(0.9)}, r"head\.beta.*TwoHotValueHead keeps no statistics"),
+        ({"value": "hlgauss", "ppo.value_clip": constant(0.2)}, r"ppo\.value_clip.*HLGaussValueHead is a cross-ent"),
+        ({"value": "twohot", "ppo.value_clip": constant(0.2)}, r"ppo\.value_clip.*TwoHotValueHead is a cross-ent"),
         ({"optimizer.shared.eps": 1e-3}, r"optimizer\.shared.*no such parameters"),
     ],
 )

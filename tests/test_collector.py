@@ -1,29 +1,25 @@
 """Rollouts: what is stored is what was drawn and what truly followed."""
 
+import json
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from gymnasium.spaces import Box
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.vector import AutoresetMode
 from torch.testing import assert_close
 
 from levelhead.actions import GaussianHead
 from levelhead.build import build_policy
 from levelhead.collector import Collector
-from levelhead.envs import GymnasiumVecEnv, make_gymnasium
+from levelhead.envs import make_gymnasium
 from levelhead.errors import ConfigError
-from toys import SMALL, Chain, Counting, Matching, Noise, Tampered, config, readout
+from toys import SMALL, Chain, Counting, Matching, Noise, Switching, Tampered, config, counting_envs, readout
 
-PLANS = [((3, "t"), (2, "c"), (4, "b")), ((5, "c"), (1, "t")), ((1, "c"),)]
 every_mode = pytest.mark.parametrize("mode", list(AutoresetMode))
-
-
-def counting_envs(mode, plans=PLANS):
-    makers = [lambda i=i, plan=plan: Counting(i, plan) for i, plan in enumerate(plans)]
-    return GymnasiumVecEnv(SyncVectorEnv(makers, autoreset_mode=mode))
 
 
 def policy_for(env, **options):
@@ -67,10 +63,10 @@ def test_episodes_are_counted_whole_across_rollouts_in_the_environments_units(mo
         collector.record_episodes()
     lengths = [4, 3] * 5
     returns = [sum(100 * e + t + 1 for t in range(n)) / 4 for e, n in enumerate(lengths)]
-    ended = len(collector.lengths)
+    ended = len(collector.lengths[0])
     assert ended >= 3
-    assert list(collector.lengths) == lengths[:ended]
-    assert list(collector.returns) == returns[:ended]
+    assert [list(window) for window in collector.lengths] == [lengths[:ended]]
+    assert [list(window) for window in collector.returns] == [returns[:ended]]
     expected = {"rollout/ep_rew_mean": np.mean(returns[:ended]), "rollout/ep_len_mean": np.mean(lengths[:ended])}
     assert collector.metrics() == pytest.approx(expected)
 
@@ -158,18 +154,18 @@ def test_only_the_latest_hundred_episodes_are_averaged():
     collector = Collector(Noise(), readout(), 50, seed=1)
     collector.collect(0)
     collector.record_episodes()
-    assert len(collector.returns) == len(collector.lengths) == 100
+    assert [len(window) for window in (*collector.returns, *collector.lengths)] == [100, 100]
 
 
 def test_a_reset_starts_new_episodes_and_keeps_the_record():
     collector = Collector(Chain(num_envs=2), readout(), 8, seed=1)
     collector.collect(0)
     collector.record_episodes()
-    assert list(collector.lengths) == [5, 5]
+    assert [list(window) for window in collector.lengths] == [[5, 5]]
     collector.reset(1)
     collector.collect(1)
     collector.record_episodes()
-    assert list(collector.lengths) == list(collector.returns) == [5, 5, 5, 5]
+    assert [list(x) for x in (*collector.lengths, *collector.returns)] == [[5, 5, 5, 5]] * 2
 
 
 def test_episodes_start_differently_after_every_reset_as_seed_and_iteration_decide():
@@ -189,3 +185,98 @@ def test_what_an_environment_answers_in_another_shape_is_refused_by_name(field):
     collector = Collector(env, policy_for(env), 8, seed=1)
     with pytest.raises(ConfigError, match=rf"{field} has shape \(1.*expected \(4"):
         collector.collect(0)
+
+
+# -- several tasks -----------------------------------------------------------------------------------------------
+
+
+@every_mode
+def test_every_row_belongs_to_the_task_that_was_played_and_is_valued_for_it_at_its_end_too(mode):
+    collector = Collector(Switching(counting_envs(mode)), readout(tasks=3), 7, seed=1)
+    cuts = 0
+    for iteration in range(4):
+        rollout = collector.collect(iteration)
+        observation = rollout.observation.squeeze(-1)
+        index = torch.arange(3)
+        episode = ((observation - 1000 * index) // 100).long()
+        task, valid = (index + episode) % 3, rollout.valid
+        assert torch.equal(rollout.task[valid], task[valid])
+        slope = 3.0 + 2.0 * task
+        assert torch.equal(rollout.value[valid], (slope * observation)[valid])
+        # The successor belongs to the same episode, so to the same task, even where the next row names another one.
+        matters = valid & ~rollout.terminated
+        assert torch.equal(rollout.next_value[matters], (slope * (observation + 1))[matters])
+        cuts += int((matters & rollout.truncated)[:-1][rollout.task[1:] != rollout.task[:-1]].sum())
+    assert cuts > 5
+
+
+def test_without_tasks_a_rollout_names_none():
+    assert Collector(counting_envs(AutoresetMode.SAME_STEP), readout(), 3, seed=1).collect(0).task is None
+
+
+@every_mode
+def test_episodes_are_counted_by_the_task_that_they_played(mode):
+    collector = Collector(Switching(counting_envs(mode, [((4, "t"), (3, "c"))])), readout(tasks=3), 3, seed=1)
+    lengths = [4, 3] * 5
+    returns = [sum(100 * e + t + 1 for t in range(n)) / 4 for e, n in enumerate(lengths)]
+    seen = set()
+    for iteration in range(8):
+        collector.collect(iteration)
+        collector.record_episodes()
+        ended = sum(len(window) for window in collector.lengths)
+        seen.add(min(ended, 3))
+        expected = {}
+        for name, windows, values in (("rew", collector.returns, returns), ("len", collector.lengths, lengths)):
+            by_task = [values[:ended][k::3] for k in range(3)]
+            assert [list(window) for window in windows] == by_task
+            means = {k: np.mean(x) for k, x in enumerate(by_task) if x}
+            expected |= {f"rollout/ep_{name}_mean/{'abc'[k]}": mean for k, mean in means.items()}
+            if means:  # every task counts alike, however many episodes it had
+                expected[f"rollout/ep_{name}_mean"] = np.mean(list(means.values()))
+        assert collector.metrics() == pytest.approx(expected)
+    assert seen >= {0, 1, 3}
+
+
+class Crowded(Noise):
+    """Seven of eight environments play the first of two tasks."""
+
+    tasks = ("many", "few")
+    task = torch.tensor([0] * 7 + [1])
+
+
+def test_every_task_averages_a_hundred_episodes_of_its_own():
+    env = Crowded()
+    collector = Collector(env, readout(tasks=2), 50, seed=1)
+    collector.collect(0)
+    collector.record_episodes()
+    assert [len(window) for window in collector.returns] == [len(window) for window in collector.lengths] == [100, 50]
+
+
+def test_the_record_of_every_task_comes_back_from_json():
+    collectors = [Collector(Crowded(), readout(tasks=2), 20, seed=1) for _ in range(2)]
+    collectors[0].collect(0)
+    collectors[0].record_episodes()
+    collectors[1].load_state_dict(json.loads(json.dumps(collectors[0].state_dict())))
+    assert collectors[1].metrics() == collectors[0].metrics() != {}
+    assert collectors[1].state_dict() == collectors[0].state_dict()
+
+
+@pytest.mark.parametrize("task", [None, torch.tensor([0, 2, 1]), torch.tensor([0, -1, 1])])
+def test_environments_that_do_not_say_which_of_their_tasks_they_play_are_refused(task):
+    env = Noise(num_envs=3)
+    env.tasks, env.task = ("a", "b"), task
+    reason = (
+        "task is None; accepted: 3 numbers"
+        if task is None
+        else rf"tasks {re.escape(str(sorted(task.tolist())))}.*named 2"
+    )
+    with pytest.raises(ConfigError, match=reason):
+        Collector(env, readout(tasks=2), 4, seed=1)
+
+
+@pytest.mark.parametrize("task", [torch.tensor([0, 1]), torch.tensor([[0, 1, 0]]), torch.tensor([0.0, 1.0, 0.0])])
+def test_tasks_of_another_shape_or_dtype_are_refused(task):
+    env = Noise(num_envs=3)
+    env.tasks, env.task = ("a", "b"), task
+    with pytest.raises(ConfigError, match=r"accepted: 3 numbers of torch\.int64"):
+        Collector(env, readout(tasks=2), 4, seed=1)

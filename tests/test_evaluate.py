@@ -10,7 +10,8 @@ import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 import levelhead as lh
-from toys import Counting, Toy, same, snapshot
+from levelhead.envs import VecEnv
+from toys import ONE_NUMBER, TWO_CHOICES, Counting, Switching, Toy, counting_envs, readout, same, snapshot
 
 FIVE_STEPS = partial(Counting, plan=((5, "t"),))
 
@@ -151,6 +152,114 @@ def test_fewer_than_one_episode_is_refused(finished, episodes):
 def test_an_environment_that_does_not_fit_the_policy_is_refused(finished, env):
     with pytest.raises(lh.ConfigError, match=r"observes .*, the policy \(4,\)"):
         lh.evaluate(finished.policy, env)
+
+
+# -- several tasks -----------------------------------------------------------------------------------------------
+
+
+class Assigned(VecEnv):
+    """Environments that play one task each, for whole episodes as long as the number of their task says."""
+
+    observation_space, action_space = ONE_NUMBER, TWO_CHOICES
+
+    def __init__(self, task, names=("a", "b", "c")):
+        self.tasks, self.task = names, torch.tensor(task)
+        self.num_envs = len(task)
+
+    def reset(self, seed):
+        self.clock = torch.zeros(self.num_envs, dtype=torch.int64)
+        return torch.ones(self.num_envs, 1)
+
+    def step(self, action):
+        self.clock += 1
+        ended = self.clock > self.task
+        self.clock[ended] = 0
+        return lh.Step(torch.ones(self.num_envs, 1), 10.0**self.task, ended, torch.zeros_like(ended))
+
+    def close(self):
+        pass
+
+
+def test_a_report_is_split_by_task_and_whole_without():
+    report = lh.Report((1.0, 2.0, 6.0), (1, 4, 2), ("x", "y", "x"))
+    assert report.by_task == {"x": lh.Report((1.0, 6.0), (1, 2)), "y": lh.Report((2.0,), (4,))}
+    assert report.mean_return == (3.5 + 2.0) / 2
+    assert lh.Report((1.0,), (1,)).by_task == {}
+
+
+@pytest.mark.parametrize(
+    ("task", "episodes", "played"),
+    [
+        ([0, 0, 1, 2], 6, {"a": 2, "b": 2, "c": 2}),
+        ([0, 0, 0, 0, 1], 8, {"a": 4, "b": 4}),
+        ([1, 0, 0], 5, {"a": 3, "b": 2}),
+        ([0, 2], 3, {"a": 2, "c": 1}),
+        ([0, 1, 2], 2, {"a": 1, "b": 1}),
+        ([1, 1], 3, {"b": 3}),
+    ],
+)
+def test_tasks_share_the_episodes_evenly_however_many_environments_play_them(task, episodes, played):
+    report = lh.evaluate(readout(tasks=3), Assigned(task), episodes)
+    assert len(report.tasks) == len(report.returns) == episodes
+    assert {name: len(part.returns) for name, part in report.by_task.items()} == played
+    for name, part in report.by_task.items():
+        k = "abc".index(name)
+        assert part.lengths == (k + 1,) * played[name]
+        assert part.returns == ((k + 1) * 10.0**k,) * played[name]
+
+
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+def test_an_episode_belongs_to_the_task_that_it_played_where_tasks_change(mode):
+    report = lh.evaluate(readout(tasks=3), Switching(counting_envs(mode, [((2, "t"), (3, "c"), (4, "t"))])), 7)
+    assert report.tasks == tuple("abcabca")
+    assert report.lengths == (2, 3, 4, 2, 3, 4, 2)
+
+
+def test_shares_follow_the_tasks_that_are_played_after_the_reset():
+    class Late(Assigned):
+        def __init__(self):
+            super().__init__([0, 0, 0, 0])
+
+        def reset(self, seed):
+            self.task = torch.tensor([0, 0, 0, 1])
+            return super().reset(seed)
+
+    report = lh.evaluate(readout(tasks=3), Late(), 4)
+    assert {name: len(part.returns) for name, part in report.by_task.items()} == {"a": 2, "b": 2}
+
+
+def test_a_policy_of_several_tasks_plays_them_all(tiny, workdir, two_tasks):
+    policy = lh.train(two_tasks, config=tiny(two_tasks, total_steps=1)).policy
+    report = lh.evaluate(policy, two_tasks, episodes=7)
+    by_task = {name: part.lengths for name, part in report.by_task.items()}
+    assert by_task == {"Swing-v0": (10,) * 4, "Hill-v0": (15,) * 3}
+
+
+def test_any_number_of_tasks_can_be_evaluated(tiny, workdir, module):
+    where = "gymnasium.envs.classic_control:PendulumEnv"
+    lines = [f"gymnasium.register('Swing{k}-v0', {where!r}, max_episode_steps=5)\n" for k in range(9)]
+    name = module("many_swings", "import gymnasium\n" + "".join(lines))
+    ids = "+".join(f"Swing{k}-v0" for k in range(9))
+    policy = lh.train(ids, config=tiny(ids, imports=(name,), num_envs=9, total_steps=1)).policy
+    assert len(lh.evaluate(policy, ids, 20).returns) == 20
+
+
+def test_fewer_episodes_than_tasks_are_refused_before_anything_runs(tiny, workdir, two_tasks):
+    policy = lh.train(two_tasks, config=tiny(two_tasks, total_steps=1, run_dir=workdir / "run")).policy
+    with pytest.raises(lh.ConfigError, match=r"episodes is 1; .* at least 2"):
+        lh.evaluate(policy, two_tasks, episodes=1)
+    with pytest.raises(lh.ConfigError, match=r"eval_episodes is 1; .* at least 2"):
+        lh.train(two_tasks, config=tiny(two_tasks, eval_every=32, eval_episodes=1, run_dir=workdir / "other"))
+    assert not (workdir / "other").exists()
+
+
+def test_tasks_in_another_order_are_refused(tiny, two_tasks, workdir):
+    policy = lh.train(two_tasks, config=tiny(two_tasks, total_steps=1)).policy
+    with pytest.raises(lh.ConfigError, match="the policy's are"):
+        lh.evaluate(policy, "+".join(reversed(two_tasks.split("+"))), episodes=2)
+
+
+# -- environments that do not fit --------------------------------------------------------------------------------
 
 
 class FourNumbers(gym.ObservationWrapper):

@@ -4,18 +4,20 @@ import json
 import math
 from copy import deepcopy
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
+from levelhead.config import PPOConfig, ValueKind
 from levelhead.envs import GymnasiumVecEnv
 from levelhead.errors import TrainingFault
 from levelhead.objectives import ClipObjective
 from levelhead.schedules import constant
 from parts import CHOICES, REALS, learn, make_batch, make_learner, make_policy
-from toys import SMALL, Chain, Counting, Matching, Noise, Tampered, make_trainer, same, snapshot
+from toys import SMALL, Chain, Counting, Duo, Matching, Noise, Tampered, make_trainer, same, snapshot
 
 NORMALIZED = replace(SMALL, normalize_observation=True)
 STEPS = 16
@@ -42,13 +44,26 @@ def stopped(trainer, match, iterations=1):
     with pytest.raises(TrainingFault, match=match):
         next(trainer)
     after = trainer.state_dict()
-    for part in ("policy", "optimizer"):
+    for part in ("policy", "optimizer", "advantage"):
         assert same(before[part], after[part])
     assert after["progress"]["step"] == trainer.step == iterations * STEPS * trainer.collector.env.num_envs
     assert after["progress"]["iteration"] == trainer.iteration == iterations
 
 
-@pytest.mark.parametrize("value", ["popart", "runningnorm", "valuenorm", "linear"])
+class Poisoned(ClipObjective):
+    """Answers NaN from its n-th minibatch on."""
+
+    def __init__(self, minibatch):
+        super().__init__(constant(0.2))
+        self.left = minibatch
+
+    def __call__(self, new, batch):
+        self.left -= 1
+        actor = super().__call__(new, batch)
+        return actor if self.left >= 0 else actor._replace(loss=actor.loss * math.nan)
+
+
+@pytest.mark.parametrize("value", get_args(ValueKind))
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("field", ["observation", "reward"])
 def test_what_an_environment_answers_must_be_finite(field, bad, value):
@@ -56,6 +71,22 @@ def test_what_an_environment_answers_must_be_finite(field, bad, value):
     # An observation is acted on one step after it was answered.
     where = rf"{field} of environment 2 at step {3 + (field == 'observation')} .*iteration 2 on rank 0"
     stopped(make_trainer(env, value=value, network=NORMALIZED), where)
+
+
+@pytest.mark.parametrize("iterations", [0, 1])
+@pytest.mark.parametrize("poison", ["reward", Poisoned], ids=["before learning", "while learning"])
+@pytest.mark.parametrize("env", [Noise, Duo])
+def test_a_fault_takes_back_the_average_range_of_returns_of_every_task(env, poison, iterations):
+    env, objective = env(), None
+    if poison is Poisoned:
+        objective = Poisoned(16 * iterations + 3)
+    else:
+        env = Tampered(env, poisoned("reward", math.nan, at=STEPS * iterations + 3))
+    trainer = make_trainer(env, objective, ppo=PPOConfig(advantage="percentile"))
+    assert not trainer.state_dict()["advantage"]["range"].any()
+    stopped(trainer, rf"iteration {iterations + 1} on rank 0", iterations)
+    # Without the fault it would have moved.
+    assert trainer.state_dict()["advantage"]["range"].all() == (iterations > 0)
 
 
 @pytest.mark.parametrize("network", [SMALL, NORMALIZED])
@@ -213,19 +244,6 @@ def test_no_step_is_taken_on_an_unhealthy_rollout():
     learn(learner, make_batch(policy, 12), healthy=False)
     assert same(before[0], policy.state_dict())
     assert same(before[1], learner.state_dict())
-
-
-class Poisoned(ClipObjective):
-    """Answers NaN from its n-th minibatch on."""
-
-    def __init__(self, minibatch):
-        super().__init__(constant(0.2))
-        self.left = minibatch
-
-    def __call__(self, new, batch):
-        self.left -= 1
-        actor = super().__call__(new, batch)
-        return actor if self.left >= 0 else actor._replace(loss=actor.loss * math.nan)
 
 
 def test_a_fault_amid_the_minibatches_takes_back_the_steps_of_its_iteration():

@@ -1,15 +1,16 @@
 """Epochs of minibatches: which rows count, what is clipped, and what stops a step."""
 
 from dataclasses import fields, replace
+from typing import get_args
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from levelhead.config import ValueKind
 from levelhead.learner import Learner
 from levelhead.objectives import ClipObjective
 from levelhead.schedules import Schedule, constant
-from parts import CHOICES, GROUP, REALS, SETTINGS, Probe, learn, make_batch, make_learner, make_policy
+from parts import CHOICES, GROUP, REALS, SETTINGS, HostReads, Probe, learn, make_batch, make_learner, make_policy
 from toys import same, snapshot
 
 SPLITS = [(12, 4), (10, 3), (7, 7), (9, 2), (5, 4), (8, 1)]
@@ -52,17 +53,19 @@ def altered(batch, rows, bad):
     """`batch` with something else in `rows`; actions stay legal."""
 
     def change(x):
-        x = x.clone()
-        x[rows] = bad if x.is_floating_point() else 0
+        if x is not None:
+            x = x.clone()
+            x[rows] = bad if x.is_floating_point() else 0
         return x
 
     return replace(batch, **{field.name: change(getattr(batch, field.name)) for field in fields(batch)})
 
 
 @pytest.mark.parametrize("space", [CHOICES, REALS])
+@pytest.mark.parametrize("tasks", [1, 2])
 @pytest.mark.parametrize("bad", [1.0, -50.0, float("nan"), float("inf")])
-def test_rows_that_are_not_valid_have_no_influence_whatever_they_hold(space, bad):
-    policy, other = make_policy(space), make_policy(space)
+def test_rows_that_are_not_valid_have_no_influence_whatever_they_hold(space, tasks, bad):
+    policy, other = make_policy(space, tasks=tasks), make_policy(space, tasks=tasks)
     batch, valid = make_batch(policy, 10), torch.tensor([True, True, False, True, False] * 2)
     learners = make_learner(policy), make_learner(other)
     one = learn(learners[0], batch, valid)
@@ -130,29 +133,26 @@ def test_the_moments_of_the_value_layer_follow_when_it_is_rewritten():
         torch.testing.assert_close(after[name], x, rtol=1e-5, atol=0.0)
 
 
-class HostReads(TorchDispatchMode):
-    """Counts operations whose result the host must wait for, and operations altogether."""
-
-    NAMES = ("_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select", "unique", "_unique2")
-
-    def __init__(self):
-        super().__init__()
-        self.reads, self.operations = [], 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.operations += 1
-        name = func.overloadpacket.__name__
-        indices = args[1] if name in ("index", "index_put", "index_put_") else ()
-        if name in self.NAMES or any(x is not None and x.dtype == torch.bool for x in indices):
-            self.reads.append(name)
-        return func(*args, **(kwargs or {}))
+@pytest.mark.parametrize("value", get_args(ValueKind))
+def test_the_loss_of_a_task_moves_its_own_output_alone(value):
+    policy = make_policy(tasks=3, value=value)
+    layer = policy.value_head.linear
+    before = layer.weight.detach().clone(), layer.bias.detach().clone()
+    batch = make_batch(policy, 12)
+    learn(make_learner(policy), replace(batch, task=torch.ones_like(batch.task)))
+    for now, then in zip((layer.weight, layer.bias), before, strict=True):
+        # The rows of a head of several bins are ordered by output, then by bin.
+        moved = (now != then).unflatten(0, (3, -1)).flatten(1).any(1)
+        assert moved.tolist() == [False, True, False]
 
 
 @pytest.mark.parametrize("space", [CHOICES, REALS])
-@pytest.mark.parametrize("value", ["popart", "valuenorm", "linear"])
-def test_learning_never_waits_for_the_device(space, value):
-    policy = make_policy(space, value=value)
-    learner, batch = make_learner(policy, value_clip=constant(0.2)), make_batch(policy, 10)
+@pytest.mark.parametrize("tasks", [1, 2])
+@pytest.mark.parametrize("value", get_args(ValueKind))
+def test_learning_never_waits_for_the_device(space, tasks, value):
+    policy = make_policy(space, tasks=tasks, value=value)
+    clip = constant(0.2) if policy.value_head.takes_clip else None
+    learner, batch = make_learner(policy, value_clip=clip), make_batch(policy, 10)
     with HostReads() as counter:
         learn(learner, batch)
     assert counter.operations > 100

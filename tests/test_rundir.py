@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import gymnasium as gym
+import numpy as np
 import pytest
 
 import levelhead as lh
@@ -53,8 +54,17 @@ def test_config_json_loads_as_the_config_of_the_run(finished):
     assert from_json(lh.Config, document["config"]) == finished.config
     info = rundir.read_info(finished.directory)
     env = gym.make("CartPole-v1")
-    assert info == rundir.RunInfo(finished.config, env.observation_space, env.action_space, ())
+    assert info == rundir.RunInfo(finished.config, env.observation_space, env.action_space, tasks=(), custom=())
     env.close()
+
+
+def test_config_json_names_the_tasks_and_the_spaces_that_they_share(tiny, workdir, two_tasks):
+    run = lh.train(two_tasks, config=tiny(two_tasks, total_steps=1))
+    info = rundir.read_info(run.directory)
+    assert info.tasks == ("Swing-v0", "Hill-v0")
+    assert info.observation_space == gym.spaces.Box(-np.inf, np.inf, (5,))
+    assert info.action_space == gym.spaces.Box(-1.0, 1.0, (1,))
+    assert run.directory.parent == Path("runs/Swing-v0+Hill-v0")
 
 
 def test_config_json_holds_versions(finished):
@@ -90,6 +100,8 @@ DAMAGE = {
     "bounds that miss the shape": lambda data: data.replace(b'"shape": [\n   4\n  ]', b'"shape": [\n   5\n  ]'),
     "unknown dtype": lambda data: data.replace(b'"float32"', b'"floot32"'),
     "wrong type": lambda data: data.replace(b'"custom": []', b'"custom": 3'),
+    "wrong type of tasks": lambda data: data.replace(b'"tasks": []', b'"tasks": 3'),
+    "missing tasks": lambda data: data.replace(b'"tasks": []', b'"taks": []'),
 }
 
 

@@ -1,21 +1,31 @@
 """The training loop: what is counted, when statistics move, and how it is left and taken up again."""
 
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from torch.testing import assert_close
 
-from levelhead.config import HeadConfig, OptimizerConfig, PPOConfig
+from levelhead.config import AdvantageScale, HeadConfig, OptimizerConfig, PPOConfig, ValueKind
 from levelhead.envs import GymnasiumVecEnv
 from levelhead.objectives import ClipObjective
 from levelhead.schedules import Schedule, constant
-from parts import Probe
-from toys import SMALL, Chain, Counting, Matching, Noise, Tampered, Toy, make_trainer, same, snapshot
+from parts import HostReads, Probe
+from toys import SMALL, Chain, Counting, Duo, Matching, Noise, Tampered, Toy, make_trainer, same, snapshot
 
 STILL = OptimizerConfig(learning_rate=constant(0.0))
 ONE_PASS = PPOConfig(epochs=1, minibatches=1)
+REFUSED = [(value, "head") for value in ("linear", "twohot", "symlog", "sqrt")]  # there is no std to divide by
+# The types that depend on the scale.
+HEADS = {
+    "valuenorm": "ValueNormHead",
+    "linear": "LinearValueHead",
+    "twohot": "TwoHotValueHead",
+    "symlog": "TransformValueHead",
+    "sqrt": "TransformValueHead",
+}
 
 
 class Watch(ClipObjective):
@@ -125,7 +135,7 @@ def test_parameters_are_the_same_tensors_at_the_end():
     assert {name: x.data_ptr() for name, x in trainer.policy.state_dict().items()} == before
 
 
-@pytest.mark.parametrize("value", ["popart", "runningnorm", "valuenorm"])
+@pytest.mark.parametrize("value", ["popart", "runningnorm", "valuenorm", "hlgauss"])
 def test_head_statistics_move_once_per_iteration_and_from_the_targets(value):
     env, steps = recording(Noise())
     trainer = make_trainer(env, value=value, total_steps=3 * 128, head=HeadConfig(beta=constant(0.0)))
@@ -140,9 +150,26 @@ def test_head_statistics_move_once_per_iteration_and_from_the_targets(value):
             assert turn.metrics[name] == pytest.approx(expected.item(), rel=1e-4, abs=1e-6)
 
 
-def test_the_retention_of_the_statistics_follows_its_schedule():
-    trainer = make_trainer(Noise(), total_steps=4 * 128, head=HeadConfig(beta=Schedule(0.9, 0.1)))
-    assert [trainer.policy.value_head.beta for _ in trainer] == pytest.approx([0.9, 0.7, 0.5, 0.3])
+@pytest.mark.parametrize("value", ["popart", "runningnorm", "valuenorm", "hlgauss"])
+@pytest.mark.parametrize("shape", ["linear", "exponential"])
+def test_the_retention_of_the_statistics_follows_its_schedule_from_start_to_end(value, shape):
+    env, steps = recording(Noise())
+    schedule = Schedule(0.9, 0.1, shape)
+    trainer = make_trainer(env, value=value, total_steps=4 * 128, head=HeadConfig(beta=str(schedule)))
+    head, betas, batches = trainer.policy.value_head, [], []
+    assert head.beta == 0.98
+    for _ in trainer:
+        betas.append(head.beta)
+        batches.append(torch.stack([step.reward for step in steps[-16:]]).double().mean())
+        # What an update keeps is what its beta says: each earlier batch counts the product of the betas since.
+        kept = torch.tensor([*betas[1:], 1.0]).flip(0).cumprod(0).flip(0) * (1 - torch.tensor(betas))
+        assert_close(head.mean[0], (kept * torch.stack(batches)).sum() / kept.sum(), rtol=1e-4, atol=1e-6)
+    assert betas == pytest.approx([schedule(p) for p in (0.0, 0.25, 0.5, 0.75)])
+    assert betas[0] == 0.9
+    # Where next to nothing is left to do.
+    trainer.settings = replace(trainer.settings, total_steps=trainer.step + 1)
+    next(trainer)
+    assert head.beta == pytest.approx(0.1, abs=2e-3)
 
 
 def test_a_head_that_has_learned_nothing_adopts_statistics_until_targets_spread_and_then_preserves_outputs():
@@ -175,7 +202,7 @@ def test_targets_are_made_with_the_gamma_and_lambda_of_the_config(gamma, lam):
     assert trainer.policy.value_head.mean.item() == pytest.approx(sum(expected) / 16, rel=1e-5)
 
 
-@pytest.mark.parametrize("advantage", ["rollout", "head", "none"])
+@pytest.mark.parametrize("advantage", get_args(AdvantageScale))
 def test_advantages_enter_the_loss_as_the_config_says(advantage):
     env, steps = recording(Noise())
     trainer, objective = watched(env, total_steps=128, ppo=replace(ONE_PASS, advantage=advantage))
@@ -183,7 +210,9 @@ def test_advantages_enter_the_loss_as_the_config_says(advantage):
     # One-step episodes under a critic that predicts 0: advantages are the rewards.
     r = torch.stack([step.reward for step in steps]).flatten().double()
     std = r.std(correction=0)
-    expected = {"rollout": (r - r.mean()) / std, "head": r / std, "none": r}[advantage].float()
+    low, high = r.quantile(torch.tensor([0.05, 0.95]).double())
+    scaled = {"rollout": (r - r.mean()) / std, "head": r / std, "percentile": r / (high - low), "none": r}
+    expected = scaled[advantage].float()
     assert_close(objective.batches[0].advantage.sort().values, expected.sort().values, rtol=1e-4, atol=1e-5)
 
 
@@ -205,6 +234,81 @@ def test_advantages_that_do_not_vary_leave_the_actor_alone(value, advantage):
     before = snapshot(trainer.policy.network.actor)
     list(trainer)  # no fault: a standard deviation of 0 divides nothing
     assert same(before, trainer.policy.network.actor.state_dict()) == (advantage == "rollout")
+
+
+def support(value, tamper, **options):
+    """What the first iteration says of targets outside the bins of a head."""
+    return {
+        name: x
+        for name, x in next(make_trainer(Tampered(Noise(**options), tamper), value=value)).metrics.items()
+        if name.startswith("value/outside_support")
+    }
+
+
+@pytest.mark.parametrize("value", get_args(ValueKind))
+def test_only_heads_with_bins_have_a_support(value):
+    inside = support(value, lambda _, step: step)
+    assert inside == ({"value/outside_support": 0.0} if value in ("hlgauss", "twohot") else {})
+
+
+@pytest.mark.parametrize("outlier", [1e12, -1e12])
+@pytest.mark.parametrize(("value", "outliers"), [("hlgauss", 1), ("twohot", 3)])
+def test_the_share_of_targets_outside_the_support_is_that_of_the_valid_rows(value, outliers, outlier):
+    # HL-Gauss: one target among 160 lies further than 10 stds from the mean, whatever its size. Two-hot: symexp(20).
+    def tamper(call, step):
+        reward = torch.ones(20)
+        valid = torch.arange(20) < 10
+        if call < outliers:
+            reward[[call, 19]] = outlier
+        return step._replace(reward=reward, valid=valid)
+
+    assert support(value, tamper, num_envs=20) == {"value/outside_support": pytest.approx(outliers / 160)}
+
+
+def test_the_share_of_targets_outside_the_support_comes_by_task():
+    def tamper(call, step):
+        reward = torch.ones(8)
+        if call in (3, 4):
+            reward[[1, 3]] = 1e9  # both of the second task
+        return step._replace(reward=reward, terminated=torch.ones(8).bool())
+
+    metrics = next(make_trainer(Tampered(Duo(), tamper), value="twohot")).metrics
+    assert "value/outside_support" not in metrics
+    assert metrics["value/outside_support/low"] == 0.0
+    assert metrics["value/outside_support/high"] == pytest.approx(4 / 64)
+
+
+PAIRS = [(v, a) for v in get_args(ValueKind) for a in get_args(AdvantageScale) if (v, a) not in REFUSED]
+
+
+@pytest.mark.parametrize(("value", "advantage"), PAIRS)
+def test_what_a_trainer_says_of_the_rewards_scale_is_true(value, advantage):
+    def run(scale):
+        ppo = PPOConfig(epochs=2, minibatches=2, advantage=advantage)
+        trainer = make_trainer(Matching(scale=scale), value=value, total_steps=3 * 128, ppo=ppo)
+        list(trainer)
+        return trainer.scale_promise, trainer.policy.action_head.linear.weight.detach()
+
+    (promise, plain), *others = (run(scale) for scale in (1.0, 2.0**12, 2.0**-12))
+    inside = value in ("popart", "runningnorm", "hlgauss") and advantage != "none"
+    assert all(torch.equal(weight, plain) for _, weight in others) is inside
+    assert all(said == promise for said, _ in others)
+    if inside:
+        assert promise == "rewards times any power of two train the same policy, bit for bit"
+    else:
+        through = "unscaled advantages" if advantage == "none" else HEADS[value]
+        assert promise == f"the outcome depends on the reward's scale, through {through}"
+
+
+@pytest.mark.parametrize("env", [Noise, Duo])
+@pytest.mark.parametrize(("value", "advantage"), PAIRS)
+def test_nothing_between_two_rollouts_waits_for_the_device(env, value, advantage):
+    trainer = make_trainer(env(), value=value, ppo=replace(ONE_PASS, advantage=advantage))
+    rollout = trainer.collector.collect(0)
+    with HostReads() as counter:
+        trainer._learn(rollout)
+    assert counter.operations > 100
+    assert counter.reads == []
 
 
 def test_explained_variance_is_left_out_where_the_targets_do_not_vary():

@@ -2,17 +2,19 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import count
 
 import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium.spaces import Box, Discrete
+from gymnasium.vector import SyncVectorEnv
 from torch import nn
 
 from levelhead.actions import ActionHead, CategoricalHead
 from levelhead.build import build_policy, build_trainer
 from levelhead.config import Config, NetworkConfig
-from levelhead.envs import Step, VecEnv
+from levelhead.envs import GymnasiumVecEnv, Step, VecEnv
 from levelhead.networks import Network, Policy
 from levelhead.objectives import Objective
 from levelhead.trainer import Trainer
@@ -56,6 +58,43 @@ class Counting(gym.Env):
         assert self.step_count <= length, "stepped on after the end of an episode"
         reward = float(self._observe()[0]) / 4
         return self._observe(), reward, ended and kind in "tb", ended and kind in "cb", {}
+
+
+# The last plan makes an environment end every step, so that resets follow each other at once.
+PLANS = [((3, "t"), (2, "c"), (4, "b")), ((5, "c"), (1, "t")), ((1, "c"),)]
+
+
+def counting_envs(mode, plans=PLANS, **options):
+    """A counting environment per plan, in one of Gymnasium's autoreset modes."""
+    makers = [lambda i=i, plan=plan: Counting(i, plan) for i, plan in enumerate(plans)]
+    return GymnasiumVecEnv(SyncVectorEnv(makers, autoreset_mode=mode, **options))
+
+
+def expected_story(index, plan):
+    """(observation, reward, successor, terminated, truncated), told by the environment alone."""
+    env = Counting(index, plan)
+    for episode in count():
+        observation, _ = env.reset(seed=0 if episode == 0 else None)
+        ended = False
+        while not ended:
+            successor, reward, terminated, truncated, _ = env.step(0)
+            yield float(observation[0]), reward, float(successor[0]), terminated, truncated
+            observation, ended = successor, terminated or truncated
+
+
+def told_story(env, steps):
+    """The same per environment, as `env` tells it; rows that are not valid are left out."""
+    stories = [[] for _ in range(env.num_envs)]
+    observation = env.reset(0).clone()
+    for _ in range(steps):
+        step = env.step(torch.zeros(env.num_envs, dtype=torch.int64))
+        successor = step.observation if step.final_observation is None else step.final_observation
+        for i, story in enumerate(stories):
+            if step.valid is None or step.valid[i]:
+                flags = bool(step.terminated[i]), bool(step.truncated[i])
+                story.append((observation[i, 0].item(), step.reward[i].item(), successor[i, 0].item(), *flags))
+        observation = step.observation.clone()
+    return stories
 
 
 class Toy(VecEnv):
@@ -140,6 +179,57 @@ class Chain(Toy):
         )
 
 
+class Switching(VecEnv):
+    """Counting environments whose every new episode plays the next task: episode e of environment i is task i + e.
+
+    The task changes as soon as an episode has ended, even where a row that is not valid comes before the next one.
+    `task` is one tensor that is written in place, so whoever keeps it must copy it in time.
+    """
+
+    tasks = ("a", "b", "c")
+
+    def __init__(self, env: GymnasiumVecEnv) -> None:
+        self.env = env
+        self.num_envs = env.num_envs
+        self.observation_space = env.observation_space
+        self.action_space = env.action_space
+        self.task = torch.zeros(self.num_envs, dtype=torch.int64)
+
+    def reset(self, seed):
+        self.task.copy_(torch.arange(self.num_envs) % len(self.tasks))
+        return self.env.reset(seed)
+
+    def step(self, action):
+        step = self.env.step(action)
+        self.task.add_(step.terminated | step.truncated).remainder_(len(self.tasks))
+        return step
+
+    def close(self):
+        self.env.close()
+
+
+class Duo(Noise):
+    """Two tasks that the environments play in turn, with random episodes; rewards are drawn, then scaled by task."""
+
+    tasks = ("low", "high")
+
+    def __init__(self, num_envs: int = 8, scales=(1.0, 1e6)) -> None:
+        super().__init__(num_envs)
+        self.task = torch.arange(num_envs) % 2
+        self.scales = torch.tensor(scales)
+
+    def step(self, action):
+        step = super().step(action)
+        terminated, truncated = torch.rand(2, self.num_envs, generator=self.generator) < 0.2
+        return Step(
+            step.observation,
+            (step.reward + action) * self.scales[self.task],
+            terminated,
+            truncated,
+            final_observation=torch.where((terminated | truncated).unsqueeze(1), self.observe(), step.observation),
+        )
+
+
 class Tampered(VecEnv):
     """Another environment with its answers changed by `tamper(number of the call from 0, step) -> step`."""
 
@@ -150,6 +240,11 @@ class Tampered(VecEnv):
         self.num_envs = env.num_envs
         self.observation_space = env.observation_space
         self.action_space = env.action_space
+        self.tasks = env.tasks
+
+    @property
+    def task(self):
+        return self.env.task
 
     def reset(self, seed):
         return self.env.reset(seed)
@@ -163,14 +258,15 @@ class Tampered(VecEnv):
         self.env.close()
 
 
-def readout(action_head: ActionHead | None = None) -> Policy:
-    """A policy on one number: the value of an observation is 3 times that number; actions are drawn blindly."""
+def readout(action_head: ActionHead | None = None, tasks: int = 1) -> Policy:
+    """A policy on one number, whose value is 3 + 2 k times that number for task k; actions are drawn blindly."""
     head = action_head or CategoricalHead(1, 2)
     nn.init.zeros_(head.linear.weight)
-    value_head = LinearValueHead(1)
-    nn.init.constant_(value_head.linear.weight, 3.0)
+    value_head = LinearValueHead(1, tasks)
+    with torch.no_grad():
+        value_head.linear.weight.copy_(3.0 + 2.0 * torch.arange(tasks).unsqueeze(1))
     torso = Network(nn.Identity(), nn.Identity(), nn.Identity(), 1, 1)
-    return Policy((1,), torso, head, value_head)
+    return Policy((1,), torso, head, value_head, tasks=tuple("abc"[:tasks]) if tasks > 1 else ())
 
 
 def config(env: VecEnv, **options) -> Config:
@@ -182,7 +278,7 @@ def config(env: VecEnv, **options) -> Config:
 def make_trainer(env: VecEnv, objective: Objective | None = None, **options) -> Trainer:
     """A trainer at its beginning."""
     settings = config(env, **options)
-    policy = build_policy(settings, env.observation_space, env.action_space)
+    policy = build_policy(settings, env.observation_space, env.action_space, tasks=env.tasks)
     return build_trainer(settings, env, policy, objective)
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from levelhead.numerics import ROUNDING, standardize
+from levelhead.tree import restore
 
 
 @dataclass(frozen=True)
@@ -53,11 +54,7 @@ class AdvantageScaling(ABC):
         return {}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        own = self.state_dict()
-        if own.keys() != state.keys():
-            raise ValueError(f"advantage scaling has {sorted(state)} in its state, expected {sorted(own)}")
-        for name, tensor in own.items():
-            tensor.copy_(state[name])
+        restore(self.state_dict(), state, type(self).__name__)
 
 
 class RawAdvantage(AdvantageScaling):
@@ -99,21 +96,21 @@ class PercentileAdvantage(AdvantageScaling):
         device: of the rollouts.
     """
 
-    LOW, HIGH = 0.05, 0.95
+    MARKS = (0.0, 0.05, 0.95, 1.0)
     RETENTION = 0.99
 
     def __init__(self, tasks: int, device: torch.device | str | None = None) -> None:
+        self._marks = torch.tensor(self.MARKS, device=device)
         self._range = torch.zeros(tasks, dtype=torch.float64, device=device)
         # The product of the retentions so far, which debiases the average.
         self._retained = torch.ones(tasks, dtype=torch.float64, device=device)
 
     def _scaled(self, advantage: Tensor, share: Share) -> Tensor:
-        marks = share.target.new_tensor([0.0, self.LOW, self.HIGH, 1.0])
         target = torch.where(share.mask, share.target, torch.nan).flatten()
-        least, low, high, most = torch.nanquantile(target, marks).unbind()
-        rounding = ROUNDING * torch.maximum(least.abs(), most.abs())
-        width = torch.where(high - low > rounding, high - low, most - least)
-        self._absorb(share.task, width.double(), reached=width > rounding)
+        least, low, high, most = torch.nanquantile(target, self._marks.to(target.dtype)).unbind()
+        inner, outer = _spread(low, high), _spread(least, most)
+        width = torch.where(inner > 0, inner, outer)
+        self._absorb(share.task, width.double(), reached=width > 0)
         average = self._range[share.task]
         return torch.where(average > 0, advantage / average, 0.0).to(advantage.dtype)
 
@@ -126,3 +123,9 @@ class PercentileAdvantage(AdvantageScaling):
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"range": self._range, "retained": self._retained}
+
+
+def _spread(low: Tensor, high: Tensor) -> Tensor:
+    """`high - low`; 0 where that is no more than rounding."""
+    width = high - low
+    return torch.where(width > ROUNDING * torch.maximum(low.abs(), high.abs()), width, 0.0)

@@ -16,7 +16,7 @@ from rich.console import Console
 from levelhead import checkpoint, rundir
 from levelhead.build import build_policy, build_trainer
 from levelhead.config import Config, Device, ValueKind
-from levelhead.envs import GymnasiumVecEnv, VecEnv, make_env
+from levelhead.envs import GymnasiumVecEnv, VecEnv, make_env, task_names
 from levelhead.errors import CheckpointError, ConfigError
 from levelhead.evaluation import Report, run_episodes
 from levelhead.loop import run_loop
@@ -102,7 +102,7 @@ def train(
     _require_used(config, network, objective)
     prepare(config)
     with _opened(env, config.num_envs, config.env.kwargs) as vec:
-        policy = build_policy(config, vec.observation_space, vec.action_space, network, head, max(len(vec.tasks), 1))
+        policy = build_policy(config, vec.observation_space, vec.action_space, network, head, vec.tasks)
         trainer = build_trainer(config, vec, policy, objective)
         custom = tuple(part for part, x in parts.items() if x is not None)
         directory = rundir.create(config)
@@ -149,7 +149,9 @@ def resume(
     environment = config.env_id if env is None else env
     _require_consistent(environment, config, config.num_envs)
     with _opened(environment, config.num_envs, config.env.kwargs) as vec:
-        policy = build_policy(config, vec.observation_space, vec.action_space, network, value, max(len(vec.tasks), 1))
+        if vec.tasks != info.tasks:
+            raise ConfigError(f"this run was made with tasks {info.tasks}; the environments play {vec.tasks}")
+        policy = build_policy(config, vec.observation_space, vec.action_space, network, value, vec.tasks)
         trainer = build_trainer(config, vec, policy, objective)
         with _damage_named(source):
             trainer.load_state_dict({**tensors, **state})
@@ -181,11 +183,14 @@ def evaluate(
         raise ConfigError(f"seed is {seed}; accepted: 0 or more")
     if env_kwargs and not isinstance(env, str):
         raise ConfigError("env_kwargs has nothing to act on: the environment is handed over as an object")
-    with _opened(env, min(episodes, 8), env_kwargs or {}) as vec:
+    _require_episodes("episodes", episodes, env)
+    with _opened(env, max(min(episodes, 8), len(task_names(env))), env_kwargs or {}) as vec:
         if vec.observation_space.shape != policy.observation_shape:
             raise ConfigError(f"{env} observes {vec.observation_space.shape}, the policy {policy.observation_shape}")
         if policy.action_space not in (None, vec.action_space):
             raise ConfigError(f"{env} takes actions {vec.action_space}, and the policy's are {policy.action_space}")
+        if policy.tasks != vec.tasks:
+            raise ConfigError(f"{env} plays tasks {vec.tasks}, and the policy's are {policy.tasks}")
         return run_episodes(policy, vec, episodes, seed)
 
 
@@ -208,7 +213,7 @@ def load_policy(
     _require_parts(info, {"network": network, "value": value})
     tensors, _ = checkpoint.load(source)
     config = replace(info.config, device=device)
-    policy = build_policy(config, info.observation_space, info.action_space, network, value, max(len(info.tasks), 1))
+    policy = build_policy(config, info.observation_space, info.action_space, network, value, info.tasks)
     with _damage_named(source):
         policy.load_state_dict(tensors["policy"])
     return policy.eval()
@@ -260,6 +265,8 @@ def _opened(env: AnyEnv, num_envs: int, kwargs: dict[str, Any]) -> Generator[Vec
 
 def _require_consistent(env: AnyEnv, config: Config, num_envs: int | None) -> None:
     """Refuses settings that an environment handed over as an object would leave without effect."""
+    if config.eval_every:
+        _require_episodes("eval_episodes", config.eval_episodes, env)
     if isinstance(env, str):
         return
     if config.env.kwargs:
@@ -269,6 +276,12 @@ def _require_consistent(env: AnyEnv, config: Config, num_envs: int | None) -> No
             raise ConfigError(f"num_envs is {num_envs}, and the environments handed over are {env.num_envs}")
         if config.eval_every:
             raise ConfigError("eval_every needs environments of its own: pass an id or a function")
+
+
+def _require_episodes(name: str, episodes: int, env: AnyEnv) -> None:
+    needed = len(task_names(env))
+    if episodes < needed:
+        raise ConfigError(f"{name} is {episodes}; {env} needs at least {needed}, one per task")
 
 
 def _require_instance(name: str, given: object, kind: type | UnionType, accepted: str) -> None:

@@ -116,7 +116,7 @@ def build_policy(
     action_space: gym.Space[Any],
     network: Network | None = None,
     value_head: ValueHead | None = None,
-    tasks: int = 1,
+    tasks: tuple[str, ...] = (),
 ) -> Policy:
     """A policy with fresh weights, drawn from the config's seed; torch's global generator is left as it was.
 
@@ -125,21 +125,21 @@ def build_policy(
         observation_space, action_space: of a single environment.
         network: torsos of your own.
         value_head: one of your own.
-        tasks: how many the environments play; the value head has an output for each.
+        tasks: names of those that the environments play; the value head has an output for each.
 
     Raises:
         ConfigError: a space that nothing fits, or a value head that doesn't fit the network.
     """
     shape = require_observation(observation_space).shape
-    dim = torch.Size(shape).numel()
+    dim, outputs = torch.Size(shape).numel(), max(len(tasks), 1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(config.seed, Stream.NETWORK))
         network = network or build_network(config, dim)
-        value_head = value_head or build_value_head(config, network.critic_dim, tasks)
-        if (value_head.input_dim, value_head.output_dim) != (network.critic_dim, tasks):
+        value_head = value_head or build_value_head(config, network.critic_dim, outputs)
+        if (value_head.input_dim, value_head.output_dim) != (network.critic_dim, outputs):
             raise ConfigError(
                 f"the value head reads {value_head.input_dim} features and has {value_head.output_dim} outputs;"
-                f" this network needs {network.critic_dim}, and the environments {tasks}, one per task"
+                f" this network needs {network.critic_dim}, and the environments {outputs}, one per task"
             )
         policy = Policy(
             observation_shape=shape,
@@ -148,6 +148,7 @@ def build_policy(
             value_head=value_head,
             normalizer=ObservationNormalizer(dim) if config.network.normalize_observation else None,
             action_space=action_space,
+            tasks=tasks,
         )
     policy = policy.to(build_device(config.device))
     _check(policy)
@@ -190,10 +191,14 @@ def build_trainer(config: Config, env: VecEnv, policy: Policy, objective: Object
         raise ConfigError("training runs in one process, and a torch.distributed process group exists")
     ppo = config.ppo
     head = policy.value_head
-    if ppo.value_clip is not None and not head.clips:
+    if ppo.value_clip is not None and not head.takes_clip:
         raise ConfigError(f"ppo.value_clip has nothing to act on: the loss of {type(head).__name__} is a cross-entropy")
-    if head.output_dim != max(len(env.tasks), 1):
-        raise ConfigError(f"the policy's value head has {head.output_dim} outputs; the environments play {env.tasks}")
+    if type(env.tasks) is not tuple or len(set(env.tasks)) < len(env.tasks):
+        raise ConfigError(f"the environments' tasks are {env.tasks!r}; accepted: a tuple of different names")
+    if env.task is not None and not env.tasks:
+        raise ConfigError("the environments say which task they play, and name none in `tasks`")
+    if policy.tasks != env.tasks:
+        raise ConfigError(f"the policy was made for tasks {policy.tasks}; the environments play {env.tasks}")
     advantage = build_advantage(ppo.advantage, head.output_dim, policy.device)
     for name, used in (
         ("head.beta", config.head.beta is not None),
@@ -221,11 +226,11 @@ def build_trainer(config: Config, env: VecEnv, policy: Policy, objective: Object
         policy,
         Collector(env, policy, config.num_steps, config.seed, config.reward_scale),
         learner,
+        advantage,
         TrainerSettings(
             total_steps=config.total_steps,
             gamma=ppo.gamma,
             lam=ppo.lam,
-            advantage=advantage,
             beta=config.head.beta,
         ),
     )

@@ -139,8 +139,9 @@ def _finish(run: api.Run, console: Console) -> int:
         _say(console, f"interrupted at step {run.step}; everything is saved")
         _say(console, f"next           {levelhead} resume {directory}")
         return INTERRUPTED
-    _say(console, f"trained; now {FINAL_EPISODES} greedy episodes")
-    report = api.evaluate(run.policy, run.config.env_id, FINAL_EPISODES, run.config.seed, run.config.env.kwargs)
+    episodes = max(FINAL_EPISODES, len(run.policy.tasks))
+    _say(console, f"trained; now {episodes} greedy episodes")
+    report = api.evaluate(run.policy, run.config.env_id, episodes, run.config.seed, run.config.env.kwargs)
     for line in _scores(report):
         _say(console, line)
     _say(console, f"next           {levelhead} eval {directory} --episodes 100")

@@ -56,6 +56,12 @@ class Collector:
         """Starts new episodes everywhere, seeded by the iteration they start in."""
         first = self.env.reset(derive(self.seed, Stream.ENVIRONMENT, iteration))
         _write(self._observation[-1], first, "observation")
+        if self._task is not None:
+            task = self.env.task
+            if task is None or task.dtype != torch.int64 or task.shape != self._task[0].shape:
+                n = self.env.num_envs
+                raise ConfigError(f"the environments' task is {task}; accepted: {n} numbers of torch.int64")
+            self._require_known(task)
         self._return = np.zeros(self.env.num_envs)
         self._length = np.zeros(self.env.num_envs, dtype=np.int64)
 
@@ -72,8 +78,8 @@ class Collector:
 
         observations[0].copy_(observations[-1])
         for t, (reward, terminated, truncated) in enumerate(flags):
-            if self._task is not None:
-                self._write_task(self._task[t])
+            if self._task is not None and env.task is not None:
+                _write(self._task[t], env.task, "task")
             features = policy.actor_features(policy.prepare(observations[t]))
             choice = head.sample(features, noise[t])
             self._keep(t, choice)
@@ -87,6 +93,8 @@ class Collector:
             if step.final_observation is not None and bool(step.truncated.any()):
                 finals.append((t, step.final_observation.clone()))
 
+        if self._task is not None:
+            self._require_known(self._task)
         action, parameters = self._choices
         value, next_value = self._values(finals)
         return Rollout(
@@ -115,11 +123,12 @@ class Collector:
         for row, x in zip(self._rows[t], tree_leaves(choice), strict=True):
             row.copy_(x)
 
-    def _write_task(self, row: Tensor) -> None:
-        task, known = self.env.task, len(self.env.tasks)
-        if task is None or not bool(((task >= 0) & (task < known)).all()):
-            raise ConfigError(f"the environments play task {task}; they named {known} tasks")
-        _write(row, task, "task")
+    def _require_known(self, task: Tensor) -> None:
+        known = len(self.env.tasks)
+        if not bool(((task >= 0) & (task < known)).all()):
+            raise ConfigError(
+                f"the environments play tasks {task.unique().tolist()}; they named {known}: {self.env.tasks}"
+            )
 
     def _values(self, finals: list[tuple[int, Tensor]]) -> tuple[Tensor, Tensor]:
         """Values of the observations and of their true successors, each `[T, N]`."""

@@ -22,7 +22,8 @@ class Report:
 
     @property
     def mean_return(self) -> float:
-        return float(np.mean(self.returns))
+        """Over the episodes; where there are several tasks, over the means of each."""
+        return float(np.mean([part.mean_return for part in self.by_task.values()] if self.tasks else self.returns))
 
     @property
     def by_task(self) -> dict[str, "Report"]:
@@ -55,15 +56,14 @@ def run_episodes(policy: Policy, env: VecEnv, episodes: int, seed: int) -> Repor
 
 def _play(policy: Policy, env: VecEnv, episodes: int, seed: int) -> Report:
     n = env.num_envs
-    first = np.zeros(n, dtype=np.int64) if env.task is None else env.task.cpu().numpy()
-    share = _shares(episodes, first)
     finished: list[list[tuple[float, int, int]]] = [[] for _ in range(n)]
     total, length = np.zeros(n), np.zeros(n, dtype=np.int64)
     observation = env.reset(derive(seed, Stream.EVALUATION))
+    share = _shares(episodes, _tasks(env))
     while any(len(done) < share[i] for i, done in enumerate(finished)):
         x = policy.prepare(observation.to(policy.device))
         action = policy.action_head.to_environment(policy.action_head.mode(policy.actor_features(x)))
-        task = np.zeros(n, dtype=np.int64) if env.task is None else env.task.cpu().numpy().copy()
+        task = _tasks(env)
         step = env.step(action)
         observation = step.observation
         valid = np.ones(n, dtype=np.bool_) if step.valid is None else step.valid.cpu().numpy()
@@ -79,6 +79,11 @@ def _play(policy: Policy, env: VecEnv, episodes: int, seed: int) -> Report:
         lengths=tuple(length for _, length, _ in played),
         tasks=tuple(env.tasks[task] for _, _, task in played) if env.tasks else (),
     )
+
+
+def _tasks(env: VecEnv) -> npt.NDArray[np.int64]:
+    """What each environment is playing now."""
+    return np.zeros(env.num_envs, dtype=np.int64) if env.task is None else env.task.cpu().numpy().copy()
 
 
 def _shares(episodes: int, task: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

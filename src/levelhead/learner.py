@@ -14,6 +14,7 @@ from levelhead.objectives import Objective
 from levelhead.rollout import Batch
 from levelhead.schedules import Coefficient, Schedule
 from levelhead.seeding import Stream, generator
+from levelhead.tree import restore
 
 
 @dataclass(frozen=True)
@@ -181,8 +182,4 @@ class Learner:
         return self.optimizer.moments()
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        own = self.optimizer.moments()
-        if own.keys() != state.keys():
-            raise ValueError(f"optimiser state has {sorted(state)}, expected {sorted(own)}")
-        for name, tensor in own.items():
-            tensor.copy_(state[name])
+        restore(self.optimizer.moments(), state, "the optimiser")

@@ -82,5 +82,11 @@ def explained_variance(prediction: Tensor, target: Tensor, valid: Tensor, reduce
 
 
 def pick(x: Tensor, task: Tensor | None) -> Tensor:
-    """`[L, K] -> [L]`: for every sample the column that its task names; without tasks, K is 1."""
+    """`[L, K] -> [L]`: for every sample the column that its task names.
+
+    Raises:
+        ValueError: there are no tasks, and several columns.
+    """
+    if task is None and x.shape[-1] != 1:
+        raise ValueError(f"{x.shape[-1]} values per sample, and no task to choose by")
     return x.squeeze(-1) if task is None else x.gather(-1, task.unsqueeze(-1)).squeeze(-1)

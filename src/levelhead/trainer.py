@@ -30,7 +30,6 @@ class TrainerSettings:
     """Valid environment steps, rounded up to whole iterations."""
     gamma: float
     lam: float
-    advantage: AdvantageScaling
     beta: Schedule | None
     """Retention of the value head's statistics; None leaves it to the head."""
 
@@ -59,10 +58,18 @@ class Trainer:
             again that from before the iteration.
     """
 
-    def __init__(self, policy: Policy, collector: Collector, learner: Learner, settings: TrainerSettings) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        collector: Collector,
+        learner: Learner,
+        advantage: AdvantageScaling,
+        settings: TrainerSettings,
+    ) -> None:
         self.policy = policy
         self.collector = collector
         self.learner = learner
+        self.advantage = advantage
         self.settings = settings
         self.iteration = 0
         self.step = 0
@@ -73,7 +80,7 @@ class Trainer:
     @property
     def scale_promise(self) -> str:
         """What a change of the reward's scale does to this training, in a sentence."""
-        head, scaled = self.policy.value_head, self.settings.advantage.scale_free
+        head, scaled = self.policy.value_head, self.advantage.scale_free
         if head.scale_free and scaled:
             return "rewards times any power of two train the same policy, bit for bit"
         outside = type(head).__name__ if scaled else "unscaled advantages"
@@ -137,12 +144,12 @@ class Trainer:
         healthy = health.ok
 
         masks = rollout.masks(head.output_dim)
-        had_scale = head.scaled.all()
+        had_scale = head.scaled.clone()
         known = head.observe(target, task=rollout.task, mask=valid & healthy).all()
         health.flags["target"] = ~known.to(valid.device)
         y = head.normalize(target, task=rollout.task)
         metrics = {
-            "value/preservation_error": torch.where(had_scale, self._preservation_error(rollout), torch.nan),
+            "value/preservation_error": self._preservation_error(rollout, had_scale),
         }
         for k, mask in enumerate(masks):
             metrics |= self._task_metrics(k, mask, rollout, advantage, target, y)
@@ -151,7 +158,7 @@ class Trainer:
             observation=self.policy.prepare(rollout.observation).flatten(0, 1),
             action=rollout.action.flatten(0, 1),
             log_prob=rollout.log_prob.flatten(),
-            advantage=self.settings.advantage(advantage, target, masks, head.std).flatten(),
+            advantage=self.advantage(advantage, target, masks, head.std).flatten(),
             target=y.flatten(),
             old_value=head.normalize(rollout.value, task=rollout.task).flatten(),
             task=None if rollout.task is None else rollout.task.flatten(),
@@ -165,12 +172,13 @@ class Trainer:
             self.policy.normalizer.update(moments(flat, valid.reshape(-1, 1)), apply=health.ok)
         return health, metrics
 
-    def _preservation_error(self, rollout: Rollout) -> Tensor:
-        """How far the head's outputs moved with its statistics, in stds. Its first scale has nothing to preserve."""
-        task = None if rollout.task is None else rollout.task[-1]
-        before, after = rollout.value[-1], self.policy.value(rollout.observation[-1], task)
-        std = self.policy.value_head.std
-        return ((after - before) / (std if task is None else std[task])).abs().max()
+    def _preservation_error(self, rollout: Rollout, had_scale: Tensor) -> Tensor:
+        """How far outputs moved with their statistics, at most, in stds; one's first scale has nothing to preserve."""
+        task = torch.zeros_like(rollout.valid[-1], dtype=torch.int64) if rollout.task is None else rollout.task[-1]
+        after = self.policy.values(rollout.observation[-1]).gather(-1, task.unsqueeze(-1)).squeeze(-1)
+        error = (after - rollout.value[-1]).abs() / self.policy.value_head.std[task]
+        worst = torch.where(had_scale[task], error, -1.0).max()
+        return torch.where(worst >= 0, worst, torch.nan)
 
     def _task_metrics(
         self, task: int, mask: Tensor, rollout: Rollout, advantage: Tensor, target: Tensor, y: Tensor
@@ -191,7 +199,7 @@ class Trainer:
 
     def _tensors(self) -> list[Tensor]:
         """All that learning changes."""
-        parts = (self.policy, self.learner, self.settings.advantage)
+        parts = (self.policy, self.learner, self.advantage)
         return [x for part in parts for x in part.state_dict().values()]
 
     def state_dict(self) -> dict[str, Any]:
@@ -199,7 +207,7 @@ class Trainer:
         return {
             "policy": self.policy.state_dict(),
             "optimizer": self.learner.state_dict(),
-            "advantage": self.settings.advantage.state_dict(),
+            "advantage": self.advantage.state_dict(),
             "progress": {"iteration": self.iteration, "step": self.step, "episodes": self.collector.state_dict()},
         }
 
@@ -207,7 +215,7 @@ class Trainer:
         """Continues from `state_dict`; environments start new episodes, as they do when a checkpoint is written."""
         self.policy.load_state_dict(state["policy"])
         self.learner.load_state_dict(state["optimizer"])
-        self.settings.advantage.load_state_dict(state["advantage"])
+        self.advantage.load_state_dict(state["advantage"])
         progress = state["progress"]
         self.iteration, self.step = progress["iteration"], progress["step"]
         self.collector.load_state_dict(progress["episodes"])

@@ -1,6 +1,6 @@
 """Nested tensors: a leaf is a tensor, a node is a tuple (plain or named) or a dict of trees."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias, cast
 
 from torch import Tensor
@@ -42,3 +42,16 @@ def tree_leaves(tree: Tree) -> list[Tensor]:
 
     tree_map(keep, tree)
     return leaves
+
+
+def restore(own: Mapping[str, Tensor], state: Mapping[str, Tensor], what: str) -> None:
+    """Copies `state` into the tensors of `own`, in place.
+
+    Raises:
+        ValueError: names or shapes differ; `what` says whose state it is.
+    """
+    expected, given = ({name: tuple(x.shape) for name, x in tensors.items()} for tensors in (own, state))
+    if expected != given:
+        raise ValueError(f"the state of {what} is {given}; expected {expected}")
+    for name, tensor in own.items():
+        tensor.copy_(state[name])

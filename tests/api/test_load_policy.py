@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import levelhead as lh
+from levelhead.rundir import read_info
 from toys import same
 
 OBSERVATIONS = np.random.default_rng(0).normal(size=(200, 4)).astype(np.float32)
@@ -52,6 +53,20 @@ def test_loading_needs_no_environment(tiny, workdir):
     (run.directory / "config.json").write_text(text.replace("Pendulum-v1", "Removed-v9"))
     x = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
     np.testing.assert_array_equal(lh.load_policy(run.directory).act(x), run.policy.act(x))
+
+
+def test_a_policy_of_several_tasks_comes_back_with_an_output_for_each(tiny, workdir, two_tasks):
+    run = lh.train(two_tasks, config=tiny(two_tasks, value="hlgauss"))
+    assert read_info(run.directory).tasks == tuple(two_tasks.split("+"))
+    policy = lh.load_policy(run.directory)
+    assert same(policy.state_dict(), run.policy.state_dict())
+    x = torch.randn(20, 5, generator=torch.Generator().manual_seed(0))
+    np.testing.assert_array_equal(policy.act(x), run.policy.act(x))
+    values = policy.values(x)
+    assert values.shape == (20, 2)
+    assert not torch.equal(*values.unbind(1))
+    for k in range(2):
+        assert torch.equal(policy.value(x, torch.full((20,), k)), values[:, k])
 
 
 def test_objects_that_the_policy_was_made_of_are_asked_for_by_name(tiny, workdir):

@@ -8,11 +8,12 @@ import levelhead as lh
 
 NAMES = {
     "ActionHead", "CategoricalHead", "CheckpointError", "ClipObjective", "Config", "ConfigError", "EnvConfig",
-    "GaussianHead", "GroupConfig", "GymnasiumVecEnv", "HeadConfig", "Iteration", "LevelheadError", "LinearValueHead",
-    "Network", "NetworkConfig", "Objective", "OptimizerConfig", "PPOConfig", "Policy", "PopArtValueHead", "Report",
-    "Run", "RunningNormHead", "Schedule", "Step", "Trainer", "TrainingFault", "ValueHead", "ValueNormHead",
+    "GaussianHead", "GroupConfig", "GymnasiumVecEnv", "HLGaussValueHead", "HeadConfig", "Iteration", "LevelheadError",
+    "LinearValueHead", "MultiTaskVecEnv", "Network", "NetworkConfig", "Objective", "OptimizerConfig", "PPOConfig",
+    "Policy", "PopArtValueHead", "Report", "Run", "RunningNormHead", "SIGNED_SQRT", "SYMLOG", "Schedule", "Step",
+    "Trainer", "TrainingFault", "Transform", "TransformValueHead", "TwoHotValueHead", "ValueHead", "ValueNormHead",
     "ValueNormalizer", "VecEnv", "__version__", "clip_surrogate", "evaluate", "explained_variance", "gae",
-    "load_policy", "local", "preset", "resume", "train", "value_loss",
+    "load_policy", "local", "make_env", "make_gymnasium", "preset", "resume", "train", "value_loss",
 }  # fmt: skip
 
 SIGNATURES = {
@@ -22,12 +23,18 @@ SIGNATURES = {
     "load_policy": "run * network value device",
     "preset": "env_id",
     "gae": "reward value next_value terminated truncated gamma lam valid",
-    "PopArtValueHead": "input_dim output_dim beta epsilon device dtype",
+    **{
+        f"{name}ValueHead": "input_dim output_dim beta epsilon device dtype"
+        for name in ("PopArt", "Linear", "TwoHot", "HLGauss", "Transform")
+    },
+    "make_env": "env num_envs kwargs",
+    "MultiTaskVecEnv": "members",
 }
 
 FIELDS = {
     "Run": {"directory", "policy", "config", "step", "interrupted"},
-    "Report": {"returns", "lengths", "mean_return", "std_return"},
+    "Report": {"returns", "lengths", "mean_return", "std_return", "tasks", "by_task"},
+    "VecEnv": {"num_envs", "observation_space", "action_space", "tasks", "task", "reset", "step", "close"},
     "Iteration": {"iteration", "step", "steps", "metrics"},
     "Step": {"observation", "reward", "terminated", "truncated", "valid", "final_observation"},
     "Policy": {"act", "value", "value_head", "action_head", "network", "normalizer", "observation_shape"},

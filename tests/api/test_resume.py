@@ -19,7 +19,7 @@ from levelhead import checkpoint
 from levelhead.objectives import ClipObjective
 from levelhead.schedules import Schedule, constant
 
-pytestmark = pytest.mark.usefixtures("workdir")
+pytestmark = pytest.mark.usefixtures("workdir", "two_tasks")
 CARTPOLE = partial(gym.make, "CartPole-v1")
 
 
@@ -71,6 +71,9 @@ VARIANTS = {
     },
     "evaluations": {"eval_every": 32, "eval_episodes": 2},
     "continuous actions": {"env_id": "Pendulum-v1"},
+    "histogram": {"value": "hlgauss"},
+    "an average range of returns": {"ppo.advantage": "percentile"},
+    "tasks": {"env_id": "Swing-v0+Hill-v0", "ppo.advantage": "percentile", "eval_every": 64},
 }
 
 
@@ -226,6 +229,16 @@ def test_statistics_go_on_from_where_they_were(run_copy):
     assert before.normalizer.count == 96
     assert after.normalizer.count == 128
     assert (before.value_head.count.item(), after.value_head.count.item()) == (3, 4)
+
+
+def test_an_average_range_of_returns_that_is_missing_is_named(tiny, run_copy):
+    # As where the config was changed by hand.
+    path = run_copy / "config.json"
+    path.write_text(path.read_text().replace('"advantage": "rollout"', '"advantage": "percentile"'))
+    before = tree(run_copy)
+    with pytest.raises(lh.CheckpointError, match=r"step-000000000096 doesn't fit.*advantage scaling has \[\].*'range'"):
+        lh.resume(run_copy, total_steps=128)
+    assert tree(run_copy) == before
 
 
 # -- damaged and older checkpoints -------------------------------------------------------------------------------

@@ -15,9 +15,9 @@ import levelhead as lh
 from levelhead.objectives import ClipObjective
 from levelhead.rundir import read_info
 from levelhead.schedules import constant
-from toys import Counting, Noise
+from toys import Counting, Duo, Noise
 
-pytestmark = pytest.mark.usefixtures("workdir")
+pytestmark = pytest.mark.usefixtures("workdir", "two_tasks")
 CARTPOLE = partial(gym.make, "CartPole-v1")
 
 
@@ -39,6 +39,9 @@ ENVIRONMENTS = {
     "Gymnasium's own vectorisation": lambda: gym.make_vec("CartPole-v1", num_envs=2),
     "a VecEnv": lambda: lh.GymnasiumVecEnv(vector()),
     "a VecEnv of one's own": lambda: Noise(2),
+    "several ids": lambda: "Swing-v0+Hill-v0",
+    "several kinds as one": lambda: lh.MultiTaskVecEnv({"one": Noise(1), "other": lh.GymnasiumVecEnv(vector())}),
+    "a VecEnv with tasks": lambda: Duo(2),
 }
 
 
@@ -135,10 +138,49 @@ REFUSED = {
         r"ppo\.advantage",
     ),
     "log-std without continuous actions": (lambda: {"network.log_std": -1.0}, r"network\.log_std"),
+    **{
+        f"advantages divided by the std of {value}, which keeps none": (
+            lambda value=value: {"value": value, "ppo.advantage": "head"},
+            r"ppo\.advantage 'head' has nothing to act on: \w+ValueHead keeps no statistics",
+        )
+        for value in ("twohot", "symlog", "sqrt")
+    },
+    **{
+        f"a value clip beside {value}": (
+            lambda value=value: {"value": value, "ppo.value_clip": constant(0.2)},
+            r"ppo\.value_clip has nothing to act on: .*ValueHead is a cross-entropy",
+        )
+        for value in ("hlgauss", "twohot")
+    },
+    "a value clip beside a histogram handed over": (
+        lambda: {"value": lh.HLGaussValueHead(8), "ppo.value_clip": constant(0.2)},
+        r"ppo\.value_clip.*HLGaussValueHead",
+    ),
+    "value head with too few outputs": (
+        lambda: {"env": "Swing-v0+Hill-v0", "value": lh.PopArtValueHead(8)},
+        "has 1 outputs.*environments 2, one per task",
+    ),
+    "value head with too many outputs": (
+        lambda: {"env": Duo(2), "value": lh.HLGaussValueHead(8, 3)},
+        "has 3 outputs.*environments 2, one per task",
+    ),
+    "several outputs without tasks": (
+        lambda: {"value": lh.RunningNormHead(8, 2)},
+        "has 2 outputs.*environments 1, one per task",
+    ),
+    "tasks that have nothing in common": (
+        lambda: {"env": "CartPole-v1+Pendulum-v1"},
+        r"CartPole-v1 Discrete\(2\), Pendulum-v1 Box",
+    ),
+    "fewer environments than tasks": (lambda: {"env": "Swing-v0+Hill-v0", "num_envs": 1}, "num_envs is 1"),
+    "arguments for several environments": (
+        lambda: {"env": "Swing-v0+Hill-v0", "env.kwargs": {"g": 5.0}},
+        r"env\.kwargs are for a single environment",
+    ),
 }
 CONFIGURED = {
     "env.kwargs", "eval_every", "head.beta", "network.activation", "network.actor", "network.log_std", "ppo.advantage",
-    "ppo.clip_range",
+    "ppo.clip_range", "ppo.value_clip",
 }  # fmt: skip
 
 
@@ -160,6 +202,15 @@ def test_a_vector_environment_that_does_not_say_how_it_resets_is_refused(tiny):
     env.close()
 
 
+@pytest.mark.parametrize("task", [None, torch.tensor([0, 2]), torch.tensor([0.0, 1.0]), torch.tensor([0])])
+def test_environments_that_do_not_say_which_of_their_tasks_they_play_leave_nothing_behind(tiny, workdir, task):
+    env = Duo(2)
+    env.task = task
+    with pytest.raises(lh.ConfigError, match=r"torch\.int64|named 2"):
+        lh.train(env, config=tiny())
+    assert list(workdir.iterdir()) == []
+
+
 # -- evaluation and units on the way -----------------------------------------------------------------------------
 
 
@@ -171,6 +222,20 @@ def test_evaluations_come_every_so_many_steps_and_leave_training_alone(tiny, met
     assert lines[1].pop("eval/mean_return") == lh.evaluate(_at(evaluated, 64), "CartPole-v1", 3, 1).mean_return
     assert lines == metrics(plain.directory)
     assert outcome(evaluated.directory)["policy.safetensors"] == outcome(plain.directory)["policy.safetensors"]
+
+
+def test_evaluations_and_episodes_are_logged_by_task(tiny, metrics, two_tasks):
+    run = lh.train(two_tasks, config=tiny(two_tasks, eval_every=96, eval_episodes=4))
+    names = two_tasks.split("+")
+    line = metrics(run.directory)[-1]
+    report = lh.evaluate(run.policy, two_tasks, 4, 1)
+    for name in names:
+        assert line[f"eval/mean_return/{name}"] == report.by_task[name].mean_return
+    assert line["eval/mean_return"] == report.mean_return
+    for metric in ("rollout/ep_rew_mean", "rollout/ep_len_mean"):
+        assert line[metric] == pytest.approx(np.mean([line[f"{metric}/{name}"] for name in names]))
+    assert [line[f"rollout/ep_len_mean/{name}"] for name in names] == [10, 15]
+    assert run.directory.parent.name == two_tasks
 
 
 def _at(run, step):

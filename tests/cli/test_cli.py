@@ -191,6 +191,42 @@ def test_a_reward_scale_of_a_power_of_two_changes_nothing_but_the_axis_of_values
     assert same(*networks)
 
 
+# -- several tasks -----------------------------------------------------------------------------------------------
+
+
+def scores(out, ids):
+    """The lines that tell the greedy return of a task, by its id."""
+    lines = [line for line in out.splitlines() if line.startswith("greedy return")]
+    assert len(lines) == len(ids)
+    return dict(zip(ids, lines, strict=True))
+
+
+def test_several_ids_train_one_policy_and_every_task_gets_a_line(cli, two_tasks, workdir, metrics, tiny_options):
+    ids = two_tasks.split("+")
+    status, out, err = cli("train", two_tasks, *tiny_options, "--value", "hlgauss", "--ppo.advantage", "percentile")
+    assert (status, err) == (0, "")
+    directory = re.search(r"^run directory +(\S+)$", out, re.M).group(1)
+    policy = lh.load_policy(directory)
+    assert policy.value_head.output_dim == 2
+    for command, episodes, seed in ((out, 20, 1), (None, 5, 3)):
+        if command is None:
+            status, command, _ = cli("eval", directory, "--episodes", episodes, "--seed", seed)
+            assert (status, command.splitlines()[0]) == (0, two_tasks)
+        report = lh.evaluate(policy, two_tasks, episodes, seed)
+        for name, line in scores(command, ids).items():
+            part = report.by_task[name]
+            assert len(part.returns) == (episodes + (name == ids[0])) // 2
+            mean, spread = f"{part.mean_return:.1f} +- {part.std_return:.1f}", f"over {len(part.returns)} episodes"
+            assert line.startswith(f"greedy return  {mean} {spread} (")
+            assert line.endswith(f"  {name}")
+    last = metrics(workdir / directory)[-1]
+    assert {f"value/std/{name}" for name in ids} <= last.keys()
+    assert cli("list")[1].startswith(f"runs/{two_tasks}/")
+    status, out, _ = cli("resume", directory, "--total-steps", "96")
+    assert status == 0
+    scores(out, ids)
+
+
 # -- faults and signals ------------------------------------------------------------------------------------------
 
 FAULTY = """

@@ -108,6 +108,20 @@ def test_an_option_reaches_its_field_and_no_other(parsed, field):
     assert flat(after) == {**flat(before), field: value}
 
 
+@pytest.mark.parametrize(
+    ("option", "choices"),
+    [
+        ("value", "popart runningnorm valuenorm linear twohot hlgauss symlog sqrt"),
+        ("ppo.advantage", "rollout head percentile none"),
+        ("device", "auto cpu cuda"),
+    ],
+)
+def test_choices_keep_their_names(parsed, option, choices):
+    for choice in choices.split():
+        _, config = parsed("Some-v0", f"--{option}", choice)
+        assert flat(config)[option] == choice
+
+
 def test_options_start_from_the_preset_of_the_environment(parsed):
     _, config = parsed("CartPole-v1", "--optimizer.eps", "1e-3")
     assert config.optimizer.learning_rate == lh.preset("CartPole-v1").optimizer.learning_rate

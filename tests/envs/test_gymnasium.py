@@ -1,7 +1,5 @@
 """Gymnasium's vector environments: three autoreset modes, one story."""
 
-from itertools import count
-
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -11,43 +9,9 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from levelhead.envs import GymnasiumVecEnv, make_gymnasium
 from levelhead.errors import ConfigError
-from toys import ONE_NUMBER, Counting
+from toys import ONE_NUMBER, PLANS, Counting, counting_envs, expected_story, told_story
 
-# The last plan makes an environment end every step, so that resets follow each other at once.
-PLANS = [((3, "t"), (2, "c"), (4, "b")), ((5, "c"), (1, "t")), ((1, "c"),)]
 every_mode = pytest.mark.parametrize("mode", list(AutoresetMode))
-
-
-def counting_envs(mode, plans=PLANS, **options):
-    makers = [lambda i=i, plan=plan: Counting(i, plan) for i, plan in enumerate(plans)]
-    return GymnasiumVecEnv(SyncVectorEnv(makers, autoreset_mode=mode, **options))
-
-
-def expected_story(index, plan):
-    """(observation, reward, successor, terminated, truncated), told by the environment alone."""
-    env = Counting(index, plan)
-    for episode in count():
-        observation, _ = env.reset(seed=0 if episode == 0 else None)
-        ended = False
-        while not ended:
-            successor, reward, terminated, truncated, _ = env.step(0)
-            yield float(observation[0]), reward, float(successor[0]), terminated, truncated
-            observation, ended = successor, terminated or truncated
-
-
-def told_story(env, steps):
-    """The same per environment, as the adapter tells it; rows that are not valid are left out."""
-    stories = [[] for _ in range(env.num_envs)]
-    observation = env.reset(0).clone()
-    for _ in range(steps):
-        step = env.step(torch.zeros(env.num_envs, dtype=torch.int64))
-        successor = step.observation if step.final_observation is None else step.final_observation
-        for i, story in enumerate(stories):
-            if step.valid is None or step.valid[i]:
-                flags = bool(step.terminated[i]), bool(step.truncated[i])
-                story.append((observation[i].item(), step.reward[i].item(), successor[i].item(), *flags))
-        observation = step.observation.clone()
-    return stories
 
 
 @every_mode

@@ -41,7 +41,8 @@ def plain_update(policy, batch, minibatches, value_clip, entropy_coef, value_coe
         ratio = (pi.log_prob(action.double() if action.is_floating_point() else action) - batch.log_prob[rows]).exp()
         advantage = batch.advantage[rows].double()
         surrogate = torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage)
-        z = policy.value_head.linear(policy.network.critic(shared)).squeeze(-1)
+        z = policy.value_head.linear(policy.network.critic(shared))
+        z = z.squeeze(-1) if batch.task is None else z[torch.arange(len(rows)), batch.task[rows]]
         y, old = batch.target[rows].double(), batch.old_value[rows].double()
         error = (z - y).square()
         if value_clip is not None:
@@ -59,9 +60,9 @@ def plain_update(policy, batch, minibatches, value_clip, entropy_coef, value_coe
 @pytest.mark.parametrize("space", [CHOICES, REALS])
 @pytest.mark.parametrize("shared", [(), (8,)])
 @pytest.mark.parametrize("value_clip", [None, 0.3])
-@pytest.mark.parametrize(("rows", "share"), [(24, 1.0), (23, 0.7)])
-def test_the_learner_does_what_plain_pytorch_does(space, shared, value_clip, rows, share):
-    policy = make_policy(space, shared)
+@pytest.mark.parametrize(("rows", "share", "tasks"), [(24, 1.0, 1), (23, 0.7, 1), (23, 0.7, 3)])
+def test_the_learner_does_what_plain_pytorch_does(space, shared, value_clip, rows, share, tasks):
+    policy = make_policy(space, shared, tasks)
     plain, probe = copy.deepcopy(policy).double(), Probe()
     batch = make_batch(policy, rows)
     valid = torch.rand(rows, generator=torch.Generator().manual_seed(3)) < share

@@ -38,6 +38,10 @@ def parts(policy):
 @pytest.mark.parametrize("advantage", ["rollout", "head"])
 @pytest.mark.parametrize("exponent", [20, -20])
 def test_a_power_of_two_changes_nothing_but_the_statistics_which_it_multiplies(env_id, value, advantage, exponent):
+    power_of_two_changes_nothing_but_statistics(env_id, value, advantage, exponent)
+
+
+def power_of_two_changes_nothing_but_statistics(env_id, value, advantage, exponent):
     scale = 2.0**exponent
     plain, plain_return = trained(env_id, value, advantage, 1.0)
     scaled, scaled_return = trained(env_id, value, advantage, scale)
@@ -46,6 +50,15 @@ def test_a_power_of_two_changes_nothing_but_the_statistics_which_it_multiplies(e
         factor = 1.0 if not is_statistic else scale * scale if name.endswith("var") else scale
         assert torch.equal(scaled[name], plain[name] * factor), name
     assert plain["value_head.linear.weight"].abs().sum() > 0
+
+
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
+@pytest.mark.parametrize(
+    ("value", "advantage"), [("hlgauss", "rollout"), ("popart", "percentile"), ("hlgauss", "percentile")]
+)
+@pytest.mark.parametrize("exponent", [20, -20])
+def test_so_it_is_with_bins_that_follow_the_statistics_and_a_range_of_returns(env_id, value, advantage, exponent):
+    power_of_two_changes_nothing_but_statistics(env_id, value, advantage, exponent)
 
 
 def test_the_promise_holds_with_a_value_clip_too():
@@ -57,7 +70,12 @@ def test_the_promise_holds_with_a_value_clip_too():
 
 
 @pytest.mark.parametrize(
-    ("value", "advantage"), [("linear", "rollout"), ("valuenorm", "rollout"), ("popart", "none"), ("linear", "none")]
+    ("value", "advantage"),
+    [
+        *(("linear", "rollout"), ("valuenorm", "rollout"), ("popart", "none"), ("linear", "none")),
+        *(("twohot", "rollout"), ("symlog", "rollout"), ("sqrt", "rollout"), ("hlgauss", "none")),
+        ("symlog", "percentile"),
+    ],
 )
 def test_outside_the_promise_the_scale_decides_what_is_learned(value, advantage):
     plain, _ = trained("CartPole-v1", value, advantage, 1.0)

@@ -1,41 +1,40 @@
-"""The protocol that every scalar value head keeps."""
+"""The protocol that every value head keeps."""
 
 import pytest
 import torch
 import torch.nn.functional as F
+from family import (
+    DISTRIBUTIONAL,
+    FIXED,
+    KINDS,
+    LEVEL,
+    SCALAR,
+    each,
+    every_kind,
+    features,
+    seeds,
+    state,
+    trained,
+    unchanged,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from levelhead.values import LinearValueHead, PopArtValueHead, RunningNormHead, ValueNormHead, value_loss
+from levelhead.values import ValueNormHead, value_loss
 
-KINDS = [LinearValueHead, ValueNormHead, RunningNormHead, PopArtValueHead]
-D, NAN = 4, float("nan")
-law = settings(deadline=None, max_examples=25)
-every_kind = pytest.mark.parametrize("kind", KINDS)
-seeds = st.integers(0, 2**32 - 1)
+NAN = float("nan")
+law = settings(deadline=None, max_examples=20)
+every_scalar_kind, every_distributional_kind = each(SCALAR), each(DISTRIBUTIONAL)
 
 
-def trained(kind, output_dim=1, seed=0, scale=1.0, **options):
-    """A float64 head with a random layer and moved statistics; leaves the generator seeded."""
-    torch.manual_seed(seed)
-    head = kind(D, output_dim, **{"dtype": torch.float64, **options})
-    torch.nn.init.normal_(head.linear.weight)
-    torch.nn.init.normal_(head.linear.bias)
-    head.update(scale * (3 * torch.randn(20, output_dim, dtype=torch.float64) + 5))
-    return head
-
-
-def features(*shape):
-    return torch.randn(*shape, D, dtype=torch.float64)
-
-
-def state(module):
-    return {name: x.clone() for name, x in module.state_dict().items()}
-
-
-def unchanged(module, before):
-    return all(torch.equal(x, before[name]) for name, x in module.state_dict().items())
+@every_kind
+def test_a_head_says_what_it_is(kind):
+    head = trained(kind)
+    assert head.has_statistics == (kind not in FIXED)
+    assert head.predicts_normalized == head.scale_free == (kind in LEVEL)
+    assert head.takes_clip == (kind in SCALAR)
+    assert not trained(kind, epsilon=1e-3).scale_free
 
 
 @every_kind
@@ -64,6 +63,7 @@ def test_values_have_the_leading_shape_of_the_features(kind, output_dim, shape):
         (3, (4, 2, 3), False),
         (3, (6,), True),
         (3, (4, 2), True),
+        (3, (), True),
     ],
 )
 def test_answers_have_the_shape_of_the_question(kind, output_dim, shape, task):
@@ -126,16 +126,22 @@ def test_no_argument_broadcasts_over_the_targets(kind, output_dim, shape, others
         (3, (3,), (3,), {}),
         (3, (6,), (5,), {"task": (5,)}),
         (3, (6, 2), (6,), {"task": (6,)}),
-        (1, (6,), (6,), {"old_values": (6, 1)}),
-        (1, (6,), (6, 1), {"old_values": (6,)}),
-        (3, (6,), (6, 3), {"old_values": (1, 3)}),
     ],
 )
 def test_targets_do_not_broadcast_over_values(kind, output_dim, leading, shape, others):
-    head, others = trained(kind, output_dim), dummies(others)
-    clip = {"clip": 0.2} if "old_values" in others else {}
+    head = trained(kind, output_dim)
     with pytest.raises(ValueError, match=r"\("):
-        head.loss(features(*leading), torch.randn(shape).double(), **others, **clip)
+        head.loss(features(*leading), torch.randn(shape).double(), **dummies(others))
+
+
+@every_scalar_kind
+@pytest.mark.parametrize(
+    ("output_dim", "shape", "old"), [(1, (6,), (6, 1)), (1, (6, 1), (6,)), (3, (6, 3), (1, 3)), (3, (6, 3), (6, 1))]
+)
+def test_old_values_do_not_broadcast_over_targets(kind, output_dim, shape, old):
+    head = trained(kind, output_dim)
+    with pytest.raises(ValueError, match=r"\("):
+        head.loss(features(6), torch.ones(shape).double(), old_values=torch.ones(old).double(), clip=0.2)
 
 
 @every_kind
@@ -161,26 +167,46 @@ def test_a_mask_is_boolean_and_a_weight_is_a_number_not_below_0(kind, wrong):
     assert unchanged(head, before)
 
 
-@every_kind
+@every_scalar_kind
 @law
 @given(seeds)
 def test_loss_is_the_squared_error_on_the_normalized_axis(kind, seed):
     head, x = trained(kind, 3, seed), features(8)
-    y, task, weights = torch.randn(8, 3).double(), torch.randint(3, (8,)), torch.rand(8).double()
+    y = torch.randn(8, 3).double()
     z, target = head.forward_normalized(x), head.normalize(y)
     loss = head.loss(x, y)
     assert torch.equal(loss, (z - target).square())
     assert_close(loss.mean(), F.mse_loss(z, target), rtol=1e-14, atol=0)
-    rows = torch.arange(8), task
-    assert torch.equal(head.loss(x, y[rows], task=task), loss[rows])
-    assert torch.equal(head.loss(x, y, weights=weights), loss * weights[:, None])
-    assert torch.equal(head.loss_normalized(x, target), loss)
 
 
 @every_kind
 @law
-@given(seeds, st.booleans(), st.booleans())
-def test_masked_entries_give_zero_loss_and_no_gradient_even_where_nan(kind, seed, per_entry, clipped):
+@given(seeds)
+def test_a_task_selects_its_column_of_values_and_losses(kind, seed):
+    head, x = trained(kind, 3, seed), features(8)
+    y, task = torch.randn(8, 3).double(), torch.randint(3, (8,))
+    entries = torch.arange(8), task
+    assert torch.equal(head.loss(x, y[entries], task=task), head.loss(x, y)[entries])
+    assert torch.equal(head.normalize(y[entries], task=task), head.normalize(y)[entries])
+    assert torch.equal(head.denormalize(y[entries], task=task), head.denormalize(y)[entries])
+
+
+@every_kind
+@law
+@given(seeds)
+def test_weights_multiply_the_loss_and_targets_may_be_normalized_beforehand(kind, seed):
+    head, x = trained(kind, 3, seed), features(8)
+    y, weights = torch.randn(8, 3).double(), torch.rand(8, 3).double()
+    loss = head.loss(x, y)
+    assert torch.equal(head.loss(x, y, weights=weights), loss * weights)
+    assert torch.equal(head.loss(x, y, weights=weights[:, 0]), loss * weights[:, :1])
+    assert torch.equal(head.loss_normalized(x, head.normalize(y)), loss)
+
+
+@pytest.mark.parametrize(("kind", "clipped"), [*((kind, False) for kind in KINDS), *((kind, True) for kind in SCALAR)])
+@law
+@given(seeds, st.booleans())
+def test_masked_entries_give_zero_loss_and_no_gradient_even_where_nan(kind, clipped, seed, per_entry):
     head, x = trained(kind, 2, seed), features(6)
     y, old = torch.randn(2, 6, 2).double()
     mask = torch.rand(6, 2) < 0.5 if per_entry else torch.rand(6) < 0.5
@@ -207,7 +233,7 @@ def test_the_clipped_loss_is_the_larger_of_both(new, loss):
 
 
 @CLIP_CASES
-@every_kind
+@every_scalar_kind
 def test_the_clip_acts_on_the_normalized_axis_under_the_statistics_of_today(kind, new, loss):
     head = trained(kind)
     old_values = head.denormalize(torch.ones(5, dtype=torch.float64))
@@ -222,9 +248,18 @@ def test_the_clip_acts_on_the_normalized_axis_under_the_statistics_of_today(kind
     assert_close(got, torch.full_like(got, loss), rtol=1e-10, atol=0)
 
 
-@every_kind
+@every_scalar_kind
 def test_a_clip_needs_old_values_and_old_values_a_clip(kind):
     head, x, y = trained(kind), features(3), torch.ones(3).double()
     for half in ({"clip": 0.2}, {"old_values": y}):
         with pytest.raises(ValueError, match="both"):
             head.loss(x, y, **half)
+
+
+@every_distributional_kind
+@pytest.mark.parametrize("names", [("clip",), ("old_values",), ("clip", "old_values")])
+def test_a_distributional_head_refuses_a_clip(kind, names):
+    head, x, y = trained(kind), features(3), torch.ones(3).double()
+    given = {"clip": 0.2, "old_values": y}
+    with pytest.raises(ValueError, match=f"{kind.__name__} .* no value clip"):
+        head.loss(x, y, **{name: given[name] for name in names})

@@ -6,17 +6,17 @@ import weakref
 
 import pytest
 import torch
+from family import FIXED, KINDS, MOVING, STATISTICS, D, each, seeds
+from family import randomized as untracked
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.optim import SGD, Adam, AdamW
 from torch.testing import assert_close
 
-from levelhead.values import LinearValueHead, PopArtValueHead, RunningNormHead
+from levelhead.values import PopArtValueHead, RunningNormHead
 
-D, K, GROWTH = 4, 2, 1000.0
+K, GROWTH = 2, 1000.0
 law = settings(deadline=None, max_examples=40)
-seeds = st.integers(0, 2**32 - 1)
-NAMES = ("mean", "var", "std", "count", "retained", "scaled")
 OPTIMIZERS = {
     "adam": lambda parameters: Adam(parameters, lr=0.0),
     "adamw": lambda parameters: AdamW(parameters, lr=0.0, amsgrad=True),
@@ -25,10 +25,7 @@ OPTIMIZERS = {
 
 
 def randomized(kind=PopArtValueHead, beta=0.0, output_dim=K):
-    head = kind(D, output_dim, beta, dtype=torch.float64)
-    torch.nn.init.normal_(head.linear.weight)
-    torch.nn.init.normal_(head.linear.bias)
-    return head
+    return untracked(kind, output_dim, beta=beta)
 
 
 def samples(n=6, scale=1.0):
@@ -141,6 +138,27 @@ def test_moments_go_with_the_ratio_of_old_to_new_std_second_ones_with_its_square
         assert_close(one.elsewhere(), others, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize(("form", "backend"), [(Ordinary, "eager"), (Flat, "aot_eager")])
+def test_a_compiled_update_rescales_the_moments_as_an_eager_one_does(form, backend):
+    torch.manual_seed(0)
+    head, (x, y) = randomized(), samples()
+    ours, eager = (form(copy.deepcopy(head), OPTIMIZERS["adamw"]) for _ in range(2))
+    for one in (ours, eager):
+        one.head.track(one.optimizer)
+        one.step(x, y, lr=0.01)
+    torch._dynamo.reset()
+    compiled = torch.compile(ours.head.update, fullgraph=True, backend=backend)
+    for growth in (1.0, GROWTH, 1e-6):
+        compiled(growth * y + 1)
+        eager.head.update(growth * y + 1)
+        assert_close(ours.moments(), eager.moments(), rtol=1e-12, atol=0)
+        assert_close([*ours.head.parameters()], [*eager.head.parameters()], rtol=1e-12, atol=1e-12)
+        if form is Flat:
+            assert_close(ours.flat, eager.flat, rtol=1e-12, atol=1e-12)
+            assert_close(ours.elsewhere(), eager.elsewhere(), rtol=0, atol=0)
+    torch._dynamo.reset()
+
+
 def test_before_its_first_step_an_optimizer_has_nothing_to_rescale():
     head = randomized()
     optimizer = Adam(head.parameters())
@@ -149,7 +167,7 @@ def test_before_its_first_step_an_optimizer_has_nothing_to_rescale():
     assert not optimizer.state
 
 
-@pytest.mark.parametrize("kind", [RunningNormHead, LinearValueHead])
+@each([kind for kind in KINDS if kind is not PopArtValueHead])
 def test_moments_stay_where_the_layer_is_not_rewritten(kind):
     head, (x, y) = randomized(kind), samples()
     one = Ordinary(head, OPTIMIZERS["adam"])
@@ -231,7 +249,7 @@ def test_a_mirror_keeps_its_own_outputs_at_every_update_of_its_leader(seed, powe
         size = follower.std * follower.forward_normalized(x).abs().amax(0) + follower.mean.abs()
         leader.update(10.0**power * (samples()[1] + 1))
         assert ((follower(x) - values).abs().amax(0) <= 1e-12 * (size + leader.mean.abs() + leader.std)).all()
-        assert all(torch.equal(follower.get_buffer(name), leader.get_buffer(name)) for name in NAMES)
+        assert all(torch.equal(follower.get_buffer(name), leader.get_buffer(name)) for name in STATISTICS)
         ratio = std / leader.std
         factor = torch.cat((ratio.repeat_interleave(D), ratio))
         assert_close(one.moments()["exp_avg"], moments["exp_avg"] * factor, rtol=1e-12, atol=0)
@@ -244,6 +262,23 @@ def test_a_mirror_adopts_with_its_leader():
     leader.adopt(GROWTH * samples()[1])
     assert torch.equal(follower.std, leader.std)
     assert_close([parameter.detach() for parameter in follower.parameters()], before, rtol=0, atol=0)
+
+
+@each(MOVING)
+def test_a_mirror_of_any_kind_takes_over_the_statistics(kind):
+    leader, follower = randomized(kind), randomized(kind)
+    follower.update(7 * samples()[1] + 100)
+    leader.mirror(follower).update(samples()[1])
+    assert all(torch.equal(follower.get_buffer(name), leader.get_buffer(name)) for name in STATISTICS)
+
+
+@each(FIXED)
+def test_a_mirror_of_a_head_without_statistics_only_counts(kind):
+    leader, follower, (x, y) = randomized(kind), randomized(kind), samples()
+    before = follower(x)
+    leader.mirror(follower).update(y)
+    assert torch.equal(follower(x), before)
+    assert (follower.mean.tolist(), follower.std.tolist(), follower.count.tolist()) == ([0] * K, [1] * K, [1] * K)
 
 
 def test_a_mirror_is_another_head_of_the_same_kind_and_size():

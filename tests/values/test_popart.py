@@ -2,24 +2,24 @@
 
 import pytest
 import torch
+from family import KINDS, MOVING, STATISTICS, D, each, randomized, seeds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from levelhead.values import LinearValueHead, PopArtValueHead, RunningNormHead, ValueNormHead
+from levelhead.values import (
+    HLGaussValueHead,
+    LinearValueHead,
+    PopArtValueHead,
+    RunningNormHead,
+    TransformValueHead,
+    TwoHotValueHead,
+    ValueNormHead,
+)
 
-D, K = 4, 3
+K = 3
 law = settings(deadline=None, max_examples=60)
-seeds = st.integers(0, 2**32 - 1)
-every_rival = pytest.mark.parametrize("kind", [LinearValueHead, ValueNormHead, RunningNormHead])
-
-
-def randomized(kind, output_dim=K, **options):
-    """A head that was never updated, with a random layer."""
-    head = kind(D, output_dim, **{"dtype": torch.float64, **options})
-    torch.nn.init.normal_(head.linear.weight)
-    torch.nn.init.normal_(head.linear.bias)
-    return head
+every_rival = each([kind for kind in KINDS if kind is not PopArtValueHead])
 
 
 def layer(head):
@@ -57,7 +57,7 @@ def sizes(head, x):
 @given(histories, seeds)
 def test_every_update_preserves_every_output_the_first_included(epsilon, history, seed):
     torch.manual_seed(seed)
-    head, x = randomized(PopArtValueHead, epsilon=epsilon), torch.randn(7, D, dtype=torch.float64)
+    head, x = randomized(PopArtValueHead, K, epsilon=epsilon), torch.randn(7, D, dtype=torch.float64)
     for beta, batch in history:
         head.beta = beta
         before, size = head(x), sizes(head, x)
@@ -70,7 +70,7 @@ def test_every_update_preserves_every_output_the_first_included(epsilon, history
 @given(updates(), updates(), seeds)
 def test_the_layer_is_rewritten_by_the_law(first, second, seed):
     torch.manual_seed(seed)
-    head = randomized(PopArtValueHead)
+    head = randomized(PopArtValueHead, K)
     head.update(**first)
     (weight, bias), m, s = layer(head), head.mean.clone(), head.std.clone()
     head.update(**second)
@@ -91,7 +91,7 @@ def test_a_new_head_still_predicts_0_after_its_first_update(batch):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_outputs_are_preserved_as_well_as_the_dtype_of_the_layer_can(dtype):
     torch.manual_seed(0)
-    head, x = randomized(PopArtValueHead, dtype=dtype), torch.randn(7, D).to(dtype)
+    head, x = randomized(PopArtValueHead, K, dtype=dtype), torch.randn(7, D).to(dtype)
     head.update(torch.randn(9, K) + 1)
     for scale in (1.0, 10.0, 100.0):
         before = head(x)
@@ -99,19 +99,30 @@ def test_outputs_are_preserved_as_well_as_the_dtype_of_the_layer_can(dtype):
         assert ((head(x) - before).abs() <= 16 * torch.finfo(dtype).eps * sizes(head, x)).all()
 
 
-@pytest.mark.parametrize("kind", [PopArtValueHead, RunningNormHead, ValueNormHead])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_the_rewrite_is_computed_in_float64_and_rounded_once(dtype):
+    torch.manual_seed(0)
+    head = randomized(PopArtValueHead, K, dtype=dtype)
+    head.update(torch.randn(9, K) + 1)
+    (weight, bias), m, s = layer(head.double()), head.mean.clone(), head.std.clone()
+    head.to(dtype).update(30 * torch.randn(9, K))
+    assert torch.equal(head.linear.weight, (weight * (s / head.std)[:, None]).to(dtype))
+    assert torch.equal(head.linear.bias, (bias * (s / head.std) + (m - head.mean) / head.std).to(dtype))
+
+
+@each(MOVING)
 @law
 @given(histories, seeds)
 def test_adoption_moves_statistics_as_update_does_and_leaves_the_layer(kind, history, seed):
     torch.manual_seed(seed)
-    adopting, updating = randomized(kind), randomized(kind)
+    adopting, updating = randomized(kind, K), randomized(kind, K)
     before = layer(adopting)
     for beta, batch in history:
         adopting.beta = updating.beta = beta
         adopting.adopt(**batch)
         updating.update(**batch)
     assert_close(layer(adopting), before, rtol=0, atol=0)
-    for name in ("mean", "var", "std", "count", "retained", "scaled"):
+    for name in STATISTICS:
         assert torch.equal(adopting.get_buffer(name), updating.get_buffer(name))
 
 
@@ -142,7 +153,7 @@ def test_observe_adopts_until_an_output_has_had_a_real_spread_and_preserves_from
 @given(histories, seeds)
 def test_no_other_head_rewrites_its_layer(kind, history, seed):
     torch.manual_seed(seed)
-    head = randomized(kind)
+    head = randomized(kind, K)
     before = layer(head)
     for _, batch in history:
         head.update(**batch)
@@ -150,26 +161,51 @@ def test_no_other_head_rewrites_its_layer(kind, history, seed):
     assert_close(layer(head), before, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("kind", [PopArtValueHead, RunningNormHead, ValueNormHead, LinearValueHead])
-def test_the_layer_predicts_on_the_axis_of_the_table(kind):
+# What the layer of each head stands for: its axis, and the way from there to reward units.
+TABLE = {
+    LinearValueHead: ("raw", lambda head, out: out),
+    TransformValueHead: ("normalized", lambda head, out: out.sign() * out.abs().expm1()),
+    ValueNormHead: ("raw", lambda head, out: out),
+    RunningNormHead: ("normalized", lambda head, out: head.std * out + head.mean),
+    PopArtValueHead: ("normalized", lambda head, out: head.std * out + head.mean),
+    TwoHotValueHead: ("logits", lambda head, out: bins(out) @ head.atoms),
+    HLGaussValueHead: ("logits", lambda head, out: head.std * (bins(out) @ head.atoms) + head.mean),
+}
+
+
+def bins(logits):
+    return logits.unflatten(-1, (K, -1)).softmax(-1)
+
+
+@pytest.mark.parametrize(("kind", "axis", "raw"), [(kind, *row) for kind, row in TABLE.items()])
+def test_the_layer_predicts_on_the_axis_of_the_table(kind, axis, raw):
     torch.manual_seed(0)
-    head, x = randomized(kind), torch.randn(7, D, dtype=torch.float64)
+    head, x = randomized(kind, K), torch.randn(7, D, dtype=torch.float64)
     head.update(30 * torch.randn(9, K) + 100)
     output = head.linear(x)
-    raw = kind in (LinearValueHead, ValueNormHead)
-    assert torch.equal(head(x), output if raw else head.std * output + head.mean)
-    standardised = kind is ValueNormHead
-    assert_close(head.forward_normalized(x), (output - head.mean) / head.std if standardised else output)
+    assert_close(head(x), raw(head, output), rtol=1e-12, atol=1e-12)
+    assert_close(head.forward_normalized(x), head.normalize(head(x)), rtol=1e-9, atol=1e-9)
+    if axis != "logits":
+        assert torch.equal(output, head(x) if axis == "raw" else head.forward_normalized(x))
 
 
-def test_a_running_norm_lets_outputs_jump_and_value_norm_does_not():
+@each([RunningNormHead, HLGaussValueHead])
+def test_outputs_jump_where_they_follow_the_statistics(kind):
     torch.manual_seed(0)
-    x = torch.randn(7, D, dtype=torch.float64)
-    for kind, jumps in ((RunningNormHead, True), (ValueNormHead, False)):
-        head = randomized(kind)
-        before = head(x)
-        head.update(30 * torch.randn(9, K) + 100)
-        assert torch.equal(head(x), before) != jumps
+    head, x = randomized(kind, K), torch.randn(7, D, dtype=torch.float64)
+    before, z = head(x), head.forward_normalized(x)
+    head.update(30 * torch.randn(9, K) + 100)
+    assert torch.equal(head.forward_normalized(x), z)
+    assert_close(head(x), head.std * before + head.mean, rtol=1e-12, atol=1e-12)
+
+
+@each([LinearValueHead, TransformValueHead, ValueNormHead, TwoHotValueHead])
+def test_outputs_stay_where_they_are_raw(kind):
+    torch.manual_seed(0)
+    head, x = randomized(kind, K), torch.randn(7, D, dtype=torch.float64)
+    before = head(x)
+    head.update(30 * torch.randn(9, K) + 100)
+    assert torch.equal(head(x), before)
 
 
 @pytest.mark.parametrize(("kind", "power"), [(LinearValueHead, 0), (ValueNormHead, 2), (PopArtValueHead, 1)])

@@ -6,21 +6,20 @@ import sys
 import pytest
 import torch
 import torch.distributed as dist
+from family import KINDS, D, randomized
+from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 
-from levelhead.values import LinearValueHead, PopArtValueHead, RunningNormHead, ValueNormalizer, ValueNormHead, local
+from levelhead.values import ValueNormalizer, local
 
-D, K, ROUNDS, SPLIT = 4, 2, 4, 5  # rows before SPLIT are those of rank 0, but in one round all are those of rank 1
-HEADS = {kind.__name__: kind for kind in (LinearValueHead, ValueNormHead, RunningNormHead, PopArtValueHead)}
+K, ROUNDS, SPLIT = 2, 4, 5  # rows before SPLIT are those of rank 0, but in one round all are those of rank 1
+HEADS = {kind.__name__: kind for kind in KINDS}
 FORMS = ("plain", "masked", "tasks")
 
 
 def head_of(kind):
     torch.manual_seed(0)
-    head = HEADS[kind](D, K, 0.9, dtype=torch.float64)
-    torch.nn.init.normal_(head.linear.weight)
-    torch.nn.init.normal_(head.linear.bias)
-    return head
+    return randomized(HEADS[kind], K, beta=0.9)
 
 
 def batch_of(form, index):
@@ -41,6 +40,34 @@ def share_of(rank, batch, index):
     return {name: x[:split] if rank == 0 else x[split:] for name, x in batch.items()}
 
 
+class Critic(torch.nn.Module):
+    """A trunk and a head; `forward` is the loss, so that DistributedDataParallel sees all of it."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.head = head_of(kind)
+        self.trunk = torch.nn.Sequential(torch.nn.Linear(3, D, dtype=torch.float64), torch.nn.Tanh())
+
+    def forward(self, x, y):
+        return self.head.loss(self.trunk(x), y).mean()
+
+
+def learn(module, critic, rows, reduce):
+    """A few steps of `module`, which is `critic` or wraps it, on these rows of every batch; the critic's state."""
+    optimizer = torch.optim.Adam(critic.parameters(), lr=0.01, eps=1e-3)
+    critic.head.track(optimizer)
+    torch.manual_seed(0)
+    for growth in (1.0, 100.0, 1e4):
+        x = torch.randn(16, 3, dtype=torch.float64)
+        y = growth * (torch.randn(16, K, dtype=torch.float64) + x[:, :1] + 2)
+        critic.head.update(y[rows], reduce=reduce)
+        for _ in range(2):
+            optimizer.zero_grad()
+            module(x[rows], y[rows]).backward()
+            optimizer.step()
+    return critic.state_dict()
+
+
 def refusal(call, *args, **options):
     try:
         call(*args, **options)
@@ -51,6 +78,7 @@ def refusal(call, *args, **options):
 
 def work(rank, init, out):
     """What one of the two processes does; `out` receives all that the tests look at."""
+    torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=init, rank=rank, world_size=2)
 
     def over_ranks(x):
@@ -58,13 +86,16 @@ def work(rank, init, out):
         dist.all_reduce(x)
         return x
 
-    result = {"merged": {}, "refused": {}, "after refusal": {}}
+    result = {"merged": {}, "learned": {}, "refused": {}, "after refusal": {}}
     for kind in HEADS:
         for form in FORMS:
             head = head_of(kind)
             for index in range(ROUNDS):
                 head.update(**share_of(rank, batch_of(form, index), index), reduce=over_ranks)
             result["merged"][kind, form] = head.state_dict()
+        critic = Critic(kind)
+        half = slice(8) if rank == 0 else slice(8, 16)
+        result["learned"][kind] = learn(DistributedDataParallel(critic), critic, half, over_ranks)
         head, targets = head_of(kind), torch.ones(3, K)
         for method in ("update", "adopt", "observe"):
             result["refused"][kind, method] = refusal(getattr(head, method), targets)
@@ -109,6 +140,15 @@ def test_merged_statistics_and_layer_equal_one_process_on_everything(ranks, kind
 def test_ranks_agree_to_the_last_bit(ranks, kind, form):
     one, other = (dict(rank["merged"][kind, form]) for rank in ranks)
     assert_close(one, other, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_data_parallel_learning_equals_one_process_on_the_union(ranks, kind):
+    critic = Critic(kind)
+    alone = learn(critic, critic, slice(16), local)
+    one, other = (dict(rank["learned"][kind]) for rank in ranks)
+    assert_close(one, other, rtol=0, atol=0)
+    assert_close(one, dict(alone), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("method", ["update", "adopt", "observe"])

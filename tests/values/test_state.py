@@ -5,30 +5,12 @@ import io
 
 import pytest
 import torch
+from family import FIXED, D, each, every_kind, state, trained, unchanged
 from torch.testing import assert_close
 
-from levelhead.values import LinearValueHead, PopArtValueHead, RunningNormHead, ValueNormalizer, ValueNormHead
+from levelhead.values import HLGaussValueHead, TwoHotValueHead, ValueNormalizer
 
-KINDS = [LinearValueHead, ValueNormHead, RunningNormHead, PopArtValueHead]
-D, K, NAN, INF = 4, 3, float("nan"), float("inf")
-every_kind = pytest.mark.parametrize("kind", KINDS)
-
-
-def trained(kind, **options):
-    torch.manual_seed(0)
-    head = kind(D, K, **{"dtype": torch.float64, **options})
-    torch.nn.init.normal_(head.linear.weight)
-    torch.nn.init.normal_(head.linear.bias)
-    head.update(3 * torch.randn(20, K, dtype=torch.float64) + 5)
-    return head
-
-
-def state(module):
-    return {name: x.clone() for name, x in module.state_dict().items()}
-
-
-def unchanged(module, before, column=slice(None)):
-    return all(torch.equal(x[column], before[name][column]) for name, x in module.state_dict().items())
+K, NAN, INF = 3, float("nan"), float("inf")
 
 
 @every_kind
@@ -44,10 +26,12 @@ def test_a_new_head_predicts_0_and_reports_mean_0_and_std_1(kind):
     assert {"mean", "var", "std", "count"} <= head.state_dict().keys()
 
 
-def test_a_head_without_statistics_reports_mean_0_and_std_1_for_ever_and_counts():
-    head = trained(LinearValueHead)
+@each(FIXED)
+def test_a_head_without_statistics_reports_mean_0_and_std_1_for_ever_and_counts(kind):
+    head = trained(kind, K)
     head.update(torch.full((2,), 7.0), task=torch.tensor([0, 0]))
     assert (head.mean.tolist(), head.std.tolist(), head.count.tolist()) == ([0] * K, [1] * K, [2, 1, 1])
+    assert not head.scaled.any()
 
 
 @every_kind
@@ -73,14 +57,14 @@ CASTS = {
 @every_kind
 @pytest.mark.parametrize("cast", CASTS.values(), ids=CASTS.keys())
 def test_statistics_keep_their_dtype_and_every_bit_when_the_layer_is_cast(kind, cast):
-    head = trained(kind, beta=0.9)
-    before, names = state(head), list(head.state_dict())
+    head = trained(kind, K, beta=0.9)
+    before, names = {name: x.clone() for name, x in head.named_buffers()}, list(head.state_dict())
     head = cast(head)
     assert list(head.state_dict()) == names
     assert head.beta == 0.9
     for name, buffer in head.named_buffers():
         assert buffer.dtype in (torch.float64, torch.int64, torch.bool), name
-        assert name not in before or torch.equal(buffer, before[name]), name
+        assert torch.equal(buffer, before[name]), name
     assert head.count.dtype == torch.int64
     assert head.std.dtype == head.mean.dtype == head.var.dtype == torch.float64
     head.update(torch.randn(5, K))
@@ -89,9 +73,17 @@ def test_statistics_keep_their_dtype_and_every_bit_when_the_layer_is_cast(kind, 
 
 
 @every_kind
+def test_a_head_moves_to_a_device_as_a_whole_and_keeps_its_dtypes(kind):
+    dtypes = {name: x.dtype for name, x in kind(D, K).named_buffers()}
+    for head in (kind(D, K, device="meta"), kind(D, K).half().to("meta")):
+        assert {x.device.type for x in (*head.parameters(), *head.buffers())} == {"meta"}
+        assert {name: x.dtype for name, x in head.named_buffers()} == dtypes
+
+
+@every_kind
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_each_map_answers_in_its_own_dtype(kind, dtype):
-    head = trained(kind, dtype=dtype)
+    head = trained(kind, K, dtype=dtype)
     assert head.linear.weight.dtype == dtype
     assert head.mean.dtype == torch.float64
     y = torch.randn(5, K).to(dtype)
@@ -111,7 +103,7 @@ def test_normalize_computes_in_float64_so_that_float32_far_from_zero_loses_nothi
 @pytest.mark.parametrize("bad", [NAN, INF, -INF])
 @pytest.mark.parametrize("task", [False, True])
 def test_a_non_finite_target_names_its_output_and_changes_nothing(kind, method, bad, task):
-    head, follower = trained(kind), trained(kind)
+    head, follower = trained(kind, K), trained(kind, K)
     optimizer = torch.optim.Adam(head.parameters())
     head.track(optimizer).mirror(follower)
     head.loss(torch.randn(6, D).double(), torch.randn(6, K).double()).sum().backward()
@@ -140,7 +132,7 @@ def test_a_normalizer_refuses_a_non_finite_target_and_keeps_its_state():
 
 @every_kind
 def test_observe_reports_a_non_finite_target_and_leaves_that_output_alone(kind):
-    head = trained(kind)
+    head = trained(kind, K)
     before, y = state(head), torch.randn(6, K)
     y[2, 1] = NAN
     assert head.observe(y).tolist() == [True, False, True]
@@ -152,17 +144,18 @@ def test_observe_reports_a_non_finite_target_and_leaves_that_output_alone(kind):
 @every_kind
 @pytest.mark.parametrize("training", [True, False])
 def test_predicting_and_taking_losses_changes_nothing(kind, training):
-    head = trained(kind).train(training)
+    head = trained(kind, K).train(training)
     before, x, y = state(head), torch.randn(5, D).double(), torch.randn(5, K).double()
     head(x), head.both(x), head.forward_normalized(x), head.normalize(y), head.denormalize(y)
-    head.loss(x, y, old_values=y, clip=0.2, mask=y > 0, weights=y.abs()).sum().backward()
+    clip = {"old_values": y, "clip": 0.2} if kind.takes_clip else {}
+    head.loss(x, y, mask=y > 0, weights=y.abs(), **clip).sum().backward()
     assert unchanged(head, before)
 
 
 @every_kind
 @pytest.mark.parametrize("method", ["update", "adopt", "observe"])
 def test_everything_is_written_in_place_and_stays_free_of_graphs(kind, method):
-    head = trained(kind)
+    head = trained(kind, K)
     held = {**dict(head.named_parameters()), **dict(head.named_buffers())}
     places = {name: x.data_ptr() for name, x in held.items()}
     getattr(head, method)(torch.randn(6, K, requires_grad=True), weights=torch.rand(6, requires_grad=True))
@@ -196,10 +189,22 @@ def _loaded(head):
 @every_kind
 @pytest.mark.parametrize("how", COPIES.values(), ids=COPIES.keys())
 def test_a_copy_goes_on_like_the_original_and_shares_nothing_with_it(kind, how):
-    head = trained(kind, beta=0.7)
+    head = trained(kind, K, beta=0.7)
     twin, before = how(head), state(head)
     assert unchanged(twin, before)
     twin.update(torch.arange(2.0 * K).reshape(2, K))
     assert unchanged(head, before)
     head.update(torch.arange(2.0 * K).reshape(2, K))
     assert unchanged(twin, state(head))
+
+
+@every_kind
+def test_a_head_prints_as_it_was_made(kind):
+    text = repr(kind(D, K, beta=0.5, epsilon=0.25))
+    assert text.startswith(f"{kind.__name__}(")
+    assert "input_dim=4, output_dim=3, beta=0.5, epsilon=0.25" in text
+
+
+def test_a_distributional_head_prints_its_bins():
+    assert "bins=7, limit=3.0" in repr(TwoHotValueHead(D, bins=7, limit=3.0))
+    assert "bins=7, limit=3.0, smoothing=0.5" in repr(HLGaussValueHead(D, bins=7, limit=3.0, smoothing=0.5))

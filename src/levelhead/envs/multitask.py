@@ -22,7 +22,9 @@ class MultiTaskVecEnv(VecEnv):
 
     An observation is flattened, filled up with zeros to the longest, and followed by a one-hot code of the task.
     Box actions live in [-1, 1] and are as many as the most that a task takes: each task reads the first of them,
-    rescaled to its own bounds. Discrete actions must be alike in all tasks.
+    rescaled to its own bounds; the rest of them the policy draws in vain, and counts in its log-probability and
+    entropy. Discrete actions must be alike in all tasks. An observation normaliser would mix what the tasks have in one
+    place.
 
     Args:
         members: vector environments by the name of their task.
@@ -34,6 +36,9 @@ class MultiTaskVecEnv(VecEnv):
     def __init__(self, members: Mapping[str, VecEnv]) -> None:
         if len(members) < 2:
             raise ConfigError(f"several tasks are asked for, and {len(members)} is given")
+        for name, member in members.items():
+            if member.tasks:
+                raise ConfigError(f"task {name} consists of tasks itself, {member.tasks}: list those")
         self.tasks = tuple(members)
         self.members = tuple(members.values())
         self._counts = [member.num_envs for member in self.members]
@@ -102,10 +107,15 @@ def _own_action(space: gym.Space[Any], action: Tensor) -> Tensor:
     """What an action in the common space means in a task's own."""
     if not isinstance(space, gym.spaces.Box):
         return action
-    low, high = (torch.from_numpy(bound).to(action) for bound in (space.low, space.high))
-    share = (action[:, : len(low)] + 1) / 2
-    # Written so that both bounds are met exactly.
-    return low * (1 - share) + high * share
+    low, high = torch.from_numpy(space.low), torch.from_numpy(space.high)
+    share = (action[:, : len(low)].to(low.device, torch.float64) + 1) / 2
+    # In double precision, then clamped, so that rounding takes no action out of its bounds.
+    return torch.clamp((low * (1 - share) + high * share).to(low.dtype), low, high)
+
+
+def task_names(env: object) -> tuple[str, ...]:
+    """The ids that a text joins by `+`; none where it is a single one, or no text."""
+    return tuple(env.split(SEPARATOR)) if isinstance(env, str) and SEPARATOR in env else ()
 
 
 def make_env(
@@ -121,9 +131,9 @@ def make_env(
     Raises:
         ConfigError: as `make_gymnasium` and `MultiTaskVecEnv`; an id comes twice, or N is too small for the tasks.
     """
-    if not isinstance(env, str) or SEPARATOR not in env:
+    names = task_names(env)
+    if not names:
         return make_gymnasium(env, num_envs, kwargs)
-    names = env.split(SEPARATOR)
     if len(set(names)) < len(names):
         raise ConfigError(f"every task of {env} must be another environment")
     if num_envs < len(names):
@@ -131,4 +141,12 @@ def make_env(
     if kwargs:
         raise ConfigError(f"env.kwargs are for a single environment; register variants of your own for {env}")
     share, rest = divmod(num_envs, len(names))
-    return MultiTaskVecEnv({name: make_gymnasium(name, share + (k < rest)) for k, name in enumerate(names)})
+    members: dict[str, VecEnv] = {}
+    try:
+        for k, name in enumerate(names):
+            members[name] = make_gymnasium(name, share + (k < rest))
+        return MultiTaskVecEnv(members)
+    except ConfigError:
+        for member in members.values():
+            member.close()
+        raise

@@ -46,6 +46,7 @@ class Policy(nn.Module):
         value_head: reads the critic's features.
         normalizer: of flattened observations; None for none.
         action_space: what the environment takes, for those who want to compare; None where unknown.
+        tasks: names of those that it plays, one per output of the value head; empty where there is one alone.
     """
 
     def __init__(
@@ -56,8 +57,10 @@ class Policy(nn.Module):
         value_head: ValueHead,
         normalizer: ObservationNormalizer | None = None,
         action_space: object = None,
+        tasks: tuple[str, ...] = (),
     ) -> None:
         super().__init__()
+        self.tasks = tasks
         self.observation_shape = observation_shape
         self.action_space = action_space
         self.normalizer = normalizer

@@ -51,7 +51,7 @@ class TransformValueHead(FixedAxisHead):
 
     Args:
         input_dim, output_dim, beta, epsilon, device, dtype: as in `ValueHead`.
-        transform: `levelhead.values.SYMLOG`, `SIGNED_SQRT`, or a pair of functions of your own.
+        transform: `levelhead.SYMLOG`, `levelhead.SIGNED_SQRT`, or a `levelhead.Transform` of your own.
     """
 
     def __init__(
@@ -64,8 +64,16 @@ class TransformValueHead(FixedAxisHead):
         dtype: torch.dtype | None = None,
         transform: Transform = SYMLOG,
     ) -> None:
+        if not isinstance(transform, Transform):  # pyright: ignore[reportUnnecessaryIsInstance]  # names are passed
+            raise ValueError(f"transform must be a levelhead.Transform such as levelhead.SYMLOG, not {transform!r}")
         super().__init__(input_dim, output_dim, beta, epsilon, device, dtype)
         self.transform = transform
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, transform={self.transform.name}"
+
+    def _fits(self, other: ValueHead) -> bool:
+        return super()._fits(other) and isinstance(other, TransformValueHead) and other.transform == self.transform
 
     def forward_normalized(self, features: Tensor) -> Tensor:
         return self.linear(features)

@@ -35,7 +35,7 @@ class ValueHead(TargetStatistics, ABC):
     """Whether mean and std ever move."""
     predicts_normalized: ClassVar[bool] = False
     """Whether the layer predicts on the axis of the statistics, so that neither it nor its loss sees a scale."""
-    clips: ClassVar[bool] = True
+    takes_clip: ClassVar[bool] = True
     """Whether `loss` takes a value clip."""
     limit: float = math.inf
     """The largest magnitude on the normalized axis that the head can express."""
@@ -54,7 +54,7 @@ class ValueHead(TargetStatistics, ABC):
         super().__init__(output_dim, beta, epsilon)
         self.input_dim = input_dim
         self.linear = nn.Linear(input_dim, output_dim, dtype=dtype)
-        self.reset_parameters()
+        ValueHead.reset_parameters(self)
         self._links = Links()
         if device is not None:
             self.to(device)
@@ -63,7 +63,8 @@ class ValueHead(TargetStatistics, ABC):
         return f"input_dim={self.input_dim}, {super().extra_repr()}"
 
     def reset_parameters(self) -> None:
-        """Sets the layer to zero, whose prediction is 0 in any units; a random one would drown small rewards."""
+        """Forgets everything. A layer of zeros predicts 0 in any units; a random one would drown small rewards."""
+        self.reset_statistics()
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
@@ -112,14 +113,19 @@ class ValueHead(TargetStatistics, ABC):
             clip: width of PPO's value clip on the normalized axis.
 
         Raises:
-            ValueError: wrong shapes, as nothing broadcasts; or a value clip for a head that `clips` not.
+            ValueError: wrong shapes, as nothing broadcasts; or a value clip for a head that takes none.
         """
-        mask = None if mask is None else self._over(targets, task, "mask", mask)
+        if old_values is not None and old_values.shape != targets.shape:
+            raise ValueError(f"old values {tuple(old_values.shape)} don't fit targets {tuple(targets.shape)}")
+        self._check_layout(targets, task)
+        if mask is not None:
+            mask = self._over(targets, task, "mask", mask)
+            task = None if task is None else torch.where(mask, task, 0)
         y = self.normalize(_fill(targets, mask), task=task)
         old = None if old_values is None else self.normalize(_fill(old_values, mask), task=task)
         loss = self.loss_normalized(features, y, task=task, old=old, clip=clip)
         if weights is not None:
-            loss = loss * _fill(self._over(targets, task, "weights", weights), mask)
+            loss = loss * _fill(self._over(targets, task, "weights", weights), mask).to(loss.dtype)
         return _fill(loss, mask)
 
     def loss_normalized(
@@ -211,13 +217,15 @@ class ValueHead(TargetStatistics, ABC):
     ) -> Tensor:
         """What a trainer calls: `update`, or `adopt` for outputs that have not seen a real spread yet.
 
+        A layer that was trained elsewhere and put into a new head is not to be adopted over: `update` once first.
+
         Never waits for the device, hence reads no values: masks, weights and task ids are trusted, and a
         non-finite target is reported rather than raised.
 
         Returns:
             bool `[K]`: False for outputs that were left as they were because a target was not finite.
         """
-        batch = self._measure(targets, task, mask, weights, reduce)
+        batch = self._measure(targets, task, self._weight(targets, task, mask, weights), reduce)
         before = self._move(batch)
         self._moved(before, preserve=before.scaled)
         return batch.finite
@@ -242,11 +250,14 @@ class ValueHead(TargetStatistics, ABC):
         """Whenever the layer is rewritten, rescales the optimiser's moments of it too, from now on.
 
         Otherwise steps would be off by the ratio of old to new std until the moments have forgotten. The link is weak,
-        and not part of copies of the head.
+        and not part of copies of the head. Where the optimiser holds the layer is looked up once, here: track last,
+        after parameters have been moved or flattened.
 
         Raises:
             ValueError: the optimiser doesn't hold the layer, neither by identity nor inside a flat tensor.
         """
+        # Anew if it is there already, lest its moments be rescaled twice.
+        self._links.optimizers = [t for t in self._links.optimizers if t.optimizer() not in (None, optimizer)]
         locations = [locate(parameter, optimizer) for parameter in (self.linear.weight, self.linear.bias)]
         self._links.optimizers.append(Tracked(weakref.ref(optimizer), locations))
         return self
@@ -255,15 +266,20 @@ class ValueHead(TargetStatistics, ABC):
         """Keeps a target network's head on this head's axis from now on.
 
         At every update `other` takes over these statistics; where outputs are preserved, its layer is rewritten too,
-        from its own old statistics. The link is weak, and not part of copies of the head.
+        from its own old statistics. The link is weak, and not part of copies of the head. Mirrors of a mirror don't
+        follow.
 
         Raises:
-            ValueError: `other` is this very head, of another kind, or has another number of outputs.
+            ValueError: `other` is this very head, of another kind, or has other outputs, bins or transform.
         """
-        if other is self or type(other) is not type(self) or other.output_dim != self.output_dim:
-            raise ValueError(f"a mirror is another {type(self).__name__} with {self.output_dim} outputs")
+        if other is self or not self._fits(other):
+            raise ValueError(f"a mirror is another {type(self).__name__} with {self.output_dim} outputs, made alike")
         self._links.mirrors.append(weakref.ref(other))
         return self
+
+    def _fits(self, other: "ValueHead") -> bool:
+        """Whether `other` can live on this head's axis."""
+        return type(other) is type(self) and other.output_dim == self.output_dim
 
     def _follow(self, leader: "ValueHead", preserve: Tensor) -> None:
         mean, std = self.mean.clone(), self.std.clone()

@@ -22,7 +22,7 @@ class HistogramHead(ValueHead):
         limit: the bins' ends are `-limit` and `limit`, on the normalized axis.
     """
 
-    clips = False
+    takes_clip = False
     atoms: Tensor
     """float64 `[bins]`: what each bin stands for; on which axis is the subclass's business."""
 
@@ -37,21 +37,28 @@ class HistogramHead(ValueHead):
         bins: int,
         limit: float,
     ) -> None:
-        if bins < 2:
-            raise ValueError(f"bins must be at least 2, not {bins}")
+        if type(bins) is not int or bins < 2:
+            raise ValueError(f"bins must be an integer of at least 2, not {bins}")
         if not 0.0 < limit < math.inf:
             raise ValueError(f"limit must be finite and positive, not {limit}")
         super().__init__(input_dim, output_dim, beta, epsilon, dtype=dtype)
         self.bins = bins
         self.limit = limit
         self.linear = nn.Linear(input_dim, output_dim * bins, dtype=dtype)
+        self.register_buffer("atoms", torch.empty(bins, dtype=torch.float64), persistent=False)
         self.reset_parameters()
-        self.register_buffer("atoms", self._make_atoms(), persistent=False)
         if device is not None:
             self.to(device)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, bins={self.bins}, limit={self.limit}"
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        self.atoms.copy_(self._make_atoms())
+
+    def _fits(self, other: ValueHead) -> bool:
+        return super()._fits(other) and isinstance(other, HistogramHead) and torch.equal(self.atoms, other.atoms)
 
     @abstractmethod
     def _make_atoms(self) -> Tensor:
@@ -66,7 +73,8 @@ class HistogramHead(ValueHead):
         """`[L, D] -> [L, K]`, the mean of the predicted distribution, on the axis of `atoms`."""
         p = self.logits(features).softmax(-1)
         # Each atom with its mirror image: what cancels does so exactly, and a new head predicts exactly 0.
-        return 0.5 * ((p - p.flip(-1)) @ self.atoms.to(p.device, p.dtype))
+        # Not a matrix product: under autocast that would be taken in half precision.
+        return 0.5 * ((p - p.flip(-1)) * self.atoms.to(p.device, p.dtype)).sum(-1)
 
     def _prediction(self, features: Tensor) -> Tensor:
         return self.logits(features)
@@ -87,7 +95,8 @@ class TwoHotValueHead(HistogramHead, FixedAxisHead):
 
     No statistics: the bins cover every magnitude from 1 to 5e8, but at a fixed resolution of a few bins per unit
     around 0, in which small rewards drown. The value is the mean over the bins in reward units; the normalized axis is
-    `symlog` of it.
+    `symlog` of it. Until learning has taken the outermost bins out of play, float32 rounding of their probabilities
+    shows in the value, by up to a few units.
 
     Source: Hafner et al. 2025, "Mastering diverse control tasks through world models", equations 9 and 10.
 
@@ -128,7 +137,7 @@ class TwoHotValueHead(HistogramHead, FixedAxisHead):
     def _cross_entropy(self, log_p: Tensor, y: Tensor) -> Tensor:
         atoms = self.atoms.to(y.device, y.dtype)
         spacing = 2 * self.limit / (self.bins - 1)
-        below = ((y + self.limit) / spacing).long().clamp(max=self.bins - 2)
+        below = ((y + self.limit) / spacing).long().clamp(0, self.bins - 2)
         low, high = atoms[below], atoms[below + 1]
         # Shares in reward units, so that their mean is the target.
         share = ((symexp(y) - low) / (high - low)).clamp(0.0, 1.0)

@@ -24,8 +24,7 @@ def value_loss(z: Tensor, y: Tensor, old: Tensor | None = None, clip: float | Te
     if old is None or clip is None:
         return mse_loss(z, y, reduction="none")
     with torch.no_grad():
-        width = torch.as_tensor(clip, dtype=z.dtype, device=z.device)
-        clipped = z.clamp(old - width, old + width)
+        clipped = z.clamp(old - clip, old + clip)
         worse = (clipped - y).abs() > (z - y).abs()
     # Where the clipped value is the worse one, it stands at its bound, a constant.
     return mse_loss(torch.where(worse, clipped, z), y, reduction="none")

@@ -6,13 +6,16 @@ the centred form avoids the cancellation of `E[y^2] - E[y]^2`:
     d = m_batch - mean;   mean += w d;   var = (1 - w) var + w v_batch + w (1 - w) d^2
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from levelhead.numerics import ROUNDING, Moments, Reduce, local, moments
+
+INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""By size, what a floating-point number is shown as."""
 
 STATISTICS = ("mean", "var", "std", "count", "retained", "scaled")
 
@@ -50,7 +53,9 @@ class TargetStatistics(nn.Module):
     std: Tensor
     count: Tensor
     retained: Tensor
+    """The product of the betas so far: what debiasing needs, since beta may follow a schedule."""
     scaled: Tensor
+    """Whether the output has ever seen a spread that is more than rounding noise."""
     _beta: Tensor
 
     def __init__(
@@ -68,28 +73,34 @@ class TargetStatistics(nn.Module):
         self.output_dim = output_dim
         self.epsilon = epsilon
         k, f64 = output_dim, torch.float64
-        self.register_buffer("_beta", torch.zeros((), dtype=f64), persistent=False)
+        for name in ("mean", "var", "std", "retained"):
+            self.register_buffer(name, torch.empty(k, dtype=f64))
+        self.register_buffer("count", torch.empty(k, dtype=torch.int64))
+        self.register_buffer("scaled", torch.empty(k, dtype=torch.bool))
+        self.register_buffer("_beta", torch.empty((), dtype=f64), persistent=False)
         self.beta = beta
-        self.register_buffer("mean", torch.zeros(k, dtype=f64))
-        self.register_buffer("var", torch.ones(k, dtype=f64))
-        self.register_buffer("std", torch.ones(k, dtype=f64))
-        self.register_buffer("count", torch.zeros(k, dtype=torch.int64))
-        # The product of the betas so far: what debiasing needs, since beta may follow a schedule.
-        self.register_buffer("retained", torch.ones(k, dtype=f64))
-        # Whether the output has ever seen a spread that is more than rounding noise.
-        self.register_buffer("scaled", torch.zeros(k, dtype=torch.bool))
+        self.reset_statistics()
         if device is not None:
             self.to(device)
 
+    @torch.no_grad()
+    def reset_statistics(self) -> None:
+        """Mean 0, std 1, nothing seen."""
+        for buffer, value in ((self.mean, 0), (self.var, 1), (self.std, 1), (self.count, 0), (self.retained, 1)):
+            buffer.fill_(value)
+        self.scaled.fill_(False)
+        self._beta.fill_(self.beta)
+
     @property
     def beta(self) -> float:
-        """The retention: the fraction of the old statistics that an update keeps."""
-        return float(self._beta)
+        """The retention: the fraction of the old statistics that an update keeps; no part of the state."""
+        return self._retention
 
     @beta.setter
     def beta(self, value: float) -> None:
         if not 0.0 <= value < 1.0:
             raise ValueError(f"beta, the fraction of old statistics kept, must be in [0, 1), not {value}")
+        self._retention = float(value)
         self._beta.fill_(value)
 
     def extra_repr(self) -> str:
@@ -132,8 +143,7 @@ class TargetStatistics(nn.Module):
         self,
         targets: Tensor,
         task: Tensor | None,
-        mask: Tensor | None,
-        weights: Tensor | None,
+        weight: Tensor,
         reduce: Reduce | None,
     ) -> Moments:
         """The batch's own statistics per output, over all ranks; reads no values, so it doesn't wait for the device."""
@@ -144,7 +154,7 @@ class TargetStatistics(nn.Module):
                     " reduce=(a function that sums a tensor over ranks), or reduce=levelhead.local to opt out"
                 )
             reduce = local
-        return moments(*self._columns(targets.detach(), task, mask, weights), reduce)
+        return moments(*self._columns(targets.detach(), task, weight), reduce)
 
     def _move(self, batch: Moments) -> Movement:
         """Moves the statistics towards a batch's, in place; outputs without (finite) samples are left alone."""
@@ -200,28 +210,25 @@ class TargetStatistics(nn.Module):
             return given.unsqueeze(-1).expand(targets.shape)
         raise ValueError(f"{name} {tuple(given.shape)} doesn't fit targets {tuple(targets.shape)}")
 
-    def _columns(
-        self, targets: Tensor, task: Tensor | None, mask: Tensor | None, weights: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Targets and their weights as `[M, K]`."""
+    def _weight(self, targets: Tensor, task: Tensor | None, mask: Tensor | None, weights: Tensor | None) -> Tensor:
+        """What each target weighs, float64 in `targets`' shape; 0 where it is masked out, whatever stands there."""
         self._check_layout(targets, task)
-        device = self.mean.device
-        weight = torch.ones(targets.shape, dtype=torch.float64, device=device)
-        for name, given in (("mask", mask), ("weights", weights)):
-            if given is not None:
-                weight = weight * self._over(targets, task, name, given.detach()).to(device, torch.float64)
-        targets = targets.to(device)
+        weight = torch.ones(targets.shape, dtype=torch.float64, device=self.mean.device)
+        if weights is not None:
+            weight = self._over(targets, task, "weights", weights.detach()).to(weight)
+        return (
+            weight
+            if mask is None
+            else torch.where(self._over(targets, task, "mask", mask).to(weight.device), weight, 0)
+        )
+
+    def _columns(self, targets: Tensor, task: Tensor | None, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Targets and their weights as `[M, K]`."""
+        targets = targets.to(weight.device)
         if task is None:
             return targets.reshape(-1, self.output_dim), weight.reshape(-1, self.output_dim)
-        belongs = task.to(device).reshape(-1, 1) == torch.arange(self.output_dim, device=device)
-        return targets.reshape(-1, 1).expand(belongs.shape), weight.reshape(-1, 1) * belongs
-
-    def _check_values(self, task: Tensor | None, weights: Tensor | None) -> None:
-        """What only reading the values can tell."""
-        if task is not None:
-            _require(((task >= 0) & (task < self.output_dim)).all(), f"task ids must lie in 0..{self.output_dim - 1}")
-        if weights is not None:
-            _require((weights >= 0).all(), "weights must not be negative or NaN")
+        belongs = task.to(weight.device).reshape(-1, 1) == torch.arange(self.output_dim, device=weight.device)
+        return targets.reshape(-1, 1).expand(belongs.shape), torch.where(belongs, weight.reshape(-1, 1), 0)
 
     def _checked_move(
         self,
@@ -231,43 +238,54 @@ class TargetStatistics(nn.Module):
         weights: Tensor | None,
         reduce: Reduce | None,
     ) -> Movement:
-        """Moves the statistics, or raises and changes nothing; waits for the device."""
-        self._check_values(task, weights)
-        batch = self._measure(targets, task, mask, weights, reduce)
+        """Moves the statistics, or raises and changes nothing; waits for the device, once."""
+        weight = self._weight(targets, task, mask, weights)
+        checks = {"weights must be finite and not negative": ((weight >= 0) & weight.isfinite()).all()}
+        if task is not None:
+            known = (task >= 0) & (task < self.output_dim)
+            checks[f"task ids must lie in 0..{self.output_dim - 1}"] = (known.to(weight.device) | (weight == 0)).all()
+        # Before anything is raised, so that no other rank is left waiting.
+        batch = self._measure(targets, task, weight, reduce)
         for k, finite in enumerate(batch.finite.unbind()):
-            _require(
-                finite,
-                f"non-finite target for output {k}; statistics left as they were. Exclude such samples with mask=",
-            )
-        return self._move(batch)
+            checks[
+                f"non-finite target for output {k}; statistics left as they were. Exclude such samples with mask="
+            ] = finite
+        allowed = _require(checks)
+        return self._move(batch._replace(weight=torch.where(allowed, batch.weight, 0.0)))
 
     # -- dtype and device ----------------------------------------------------------------------------------------
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "TargetStatistics":
         # Module.to() and .half() cast every floating buffer: hold them back and show them as integers, which are moved
         # but never cast.
-        held = dict(self._buffers)
-        self._buffers.clear()
+        held = {name: x for name, x in self._buffers.items() if x is not None}
+        for name in held:
+            self._buffers[name] = None
         super()._apply(fn, recurse)
         for name, buffer in held.items():
-            assert buffer is not None
-            moved = fn(buffer.view(torch.int64) if buffer.dtype == torch.float64 else buffer)
+            moved = fn(buffer.view(INTEGERS[buffer.element_size()]) if buffer.is_floating_point() else buffer)
             stays = moved.device in (buffer.device, torch.device("mps", 0))
             self._buffers[name] = buffer if stays else moved.view(buffer.dtype)
         return self
 
 
-def _require(holds: Tensor, message: str) -> None:
-    """Raises where a 0-d bool is False.
+def _require(checks: Mapping[str, Tensor]) -> Tensor:
+    """Raises where a 0-d bool is False, with what it is listed under; waits for the device once. 0-d, all of them.
 
-    Code that is being compiled cannot branch on a value: on a CPU the check becomes part of it and raises a
-    RuntimeError. On a GPU it would take the whole process down, and is left out, as while a CUDA graph is captured.
+    Code that is being compiled cannot branch on a value: on a CPU the checks become part of it and raise a
+    RuntimeError, though perhaps after later writes, for which the answer is there. On a GPU they would take the whole
+    process down, and are left out, as while a CUDA graph is captured.
     """
+    holds = torch.stack(list(checks.values()))
     if torch.compiler.is_compiling():
         if holds.device.type == "cpu":
-            torch._assert_async(holds, message)  # pyright: ignore[reportPrivateImportUsage]  # the one way that compiles
-    elif not (holds.is_cuda and torch.cuda.is_current_stream_capturing()) and not bool(holds):
-        raise ValueError(message)
+            for message, held in checks.items():
+                torch._assert_async(held, message)  # pyright: ignore[reportPrivateImportUsage]  # the one way that compiles
+    elif not (holds.is_cuda and torch.cuda.is_current_stream_capturing()):
+        for message, held in zip(checks, holds.tolist(), strict=True):
+            if not held:
+                raise ValueError(message)
+    return holds.all()
 
 
 class ValueNormalizer(TargetStatistics):

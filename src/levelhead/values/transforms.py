@@ -13,6 +13,7 @@ from torch import Tensor
 class Transform(NamedTuple):
     """A strictly increasing function and its inverse, both elementwise."""
 
+    name: str
     forward: Callable[[Tensor], Tensor]
     inverse: Callable[[Tensor], Tensor]
 
@@ -52,6 +53,6 @@ def signed_square(x: Tensor) -> Tensor:
     return d * (d.abs() + 2)
 
 
-IDENTITY = Transform(identity, identity)
-SYMLOG = Transform(symlog, symexp)
-SIGNED_SQRT = Transform(signed_sqrt, signed_square)
+IDENTITY = Transform("identity", identity, identity)
+SYMLOG = Transform("symlog", symlog, symexp)
+SIGNED_SQRT = Transform("signed_sqrt", signed_sqrt, signed_square)
