@@ -346,3 +346,26 @@ def test_tasks_that_change_within_the_run_are_learned_by_their_own_outputs():
         rows = torch.stack((kept.observation.flatten(), kept.task.flatten()), 1).tolist()
         assert sorted(torch.stack((seen.observation.flatten(), seen.task), 1).tolist()) == sorted(rows)
     assert trainer.policy.value_head.count.tolist() == [trainer.iteration] * 3
+
+
+@pytest.mark.parametrize("tasks", [["low", "high"], ("low", "low")])
+def test_tasks_are_a_tuple_of_different_names(tasks):
+    env = Duo()
+    env.tasks = tasks
+    with pytest.raises(ConfigError, match="a tuple of different names"):
+        make_trainer(env)
+
+
+def test_a_task_without_a_name_is_refused():
+    env = Noise(num_envs=2)
+    env.task = torch.tensor([0, 0])
+    with pytest.raises(ConfigError, match="name none"):
+        make_trainer(env)
+
+
+def test_preservation_is_measured_on_the_tasks_that_are_played():
+    env = Duo()
+    env.tasks = ("low", "high", "never")
+    iterations = list(make_trainer(env, total_steps=3 * 128))
+    assert "value/preservation_error" not in iterations[0].metrics
+    assert all(0 <= x.metrics["value/preservation_error"] < 1e-5 for x in iterations[1:])

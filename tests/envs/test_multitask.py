@@ -274,3 +274,12 @@ WRONG = {
 def test_ids_that_cannot_be_joined_are_refused_by_name(env, num_envs, kwargs, reason):
     with pytest.raises(ConfigError, match=reason):
         make_env(env, num_envs, kwargs)
+
+
+def test_tasks_of_tasks_are_refused():
+    inner = make_env("Pendulum-v1+MountainCarContinuous-v0", 2)
+    outer = make_gymnasium("Pendulum-v1", 1)
+    with pytest.raises(ConfigError, match="task both consists of tasks"):
+        MultiTaskVecEnv({"both": inner, "one": outer})
+    for env in (inner, outer):
+        env.close()

@@ -9,6 +9,7 @@ from family import (
     KINDS,
     LEVEL,
     SCALAR,
+    D,
     each,
     every_kind,
     features,
@@ -21,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from levelhead.values import ValueNormHead, value_loss
+from levelhead.values import TransformValueHead, ValueNormHead, value_loss
 
 NAN = float("nan")
 law = settings(deadline=None, max_examples=20)
@@ -263,3 +264,46 @@ def test_a_distributional_head_refuses_a_clip(kind, names):
     given = {"clip": 0.2, "old_values": y}
     with pytest.raises(ValueError, match=f"{kind.__name__} .* no value clip"):
         head.loss(x, y, **{name: given[name] for name in names})
+
+
+@every_kind
+def test_what_is_masked_may_hold_any_task_and_any_weight(kind):
+    head, plain = trained(kind, 3), trained(kind, 3)
+    x, y, task, weights = features(6), torch.randn(6).double(), torch.arange(6) % 3, torch.rand(6).double()
+    mask = torch.tensor([True, False, True, True, False, True])
+    spoilt = {"task": task.where(mask, -1), "weights": weights.where(mask, NAN), "mask": mask}
+    assert torch.equal(head.loss(x, y, **spoilt), plain.loss(x, y, task=task, weights=weights, mask=mask))
+    for method in ("update", "adopt", "observe"):
+        getattr(head, method)(y.where(mask, NAN), **spoilt)
+        getattr(plain, method)(y, task=task, weights=weights, mask=mask)
+        assert unchanged(head, state(plain))
+
+
+@each(SCALAR)
+@pytest.mark.parametrize("shape", [(1,), (8, 1), ()])
+def test_old_values_do_not_broadcast_behind_a_mask(kind, shape):
+    head, mask = trained(kind), torch.ones(8) > 0
+    with pytest.raises(ValueError, match="old values"):
+        head.loss(features(8), torch.ones(8).double(), mask=mask, old_values=torch.ones(shape).double(), clip=0.2)
+
+
+@every_kind
+def test_a_head_made_on_the_meta_device_is_reset_to_a_new_one(kind):
+    with torch.device("meta"):
+        head = kind(D, 3, 0.9, dtype=torch.float64)
+    assert head.mean.is_meta
+    head.to_empty(device="cpu")
+    head.reset_parameters()
+    new = kind(D, 3, 0.9, dtype=torch.float64)
+    assert unchanged(head, state(new))
+    y = torch.randn(5, 3).double()
+    head.update(y)
+    new.update(y)
+    assert unchanged(head, state(new))
+    assert torch.equal(head.loss(features(5).zero_(), y), new.loss(features(5).zero_(), y))
+
+
+@pytest.mark.parametrize("transform", ["symlog", (torch.asinh, torch.sinh), None])
+def test_a_transform_is_a_transform(transform):
+    with pytest.raises(ValueError, match=r"levelhead\.SYMLOG"):
+        TransformValueHead(D, transform=transform)

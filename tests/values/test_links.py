@@ -286,3 +286,18 @@ def test_a_mirror_is_another_head_of_the_same_kind_and_size():
     for wrong in (head, randomized(RunningNormHead), randomized(output_dim=K + 1)):
         with pytest.raises(ValueError, match="mirror is another PopArtValueHead with 2 outputs"):
             head.mirror(wrong)
+
+
+def test_an_optimiser_tracked_twice_is_rescaled_once():
+    once, twice = (PopArtValueHead(4, dtype=torch.float64) for _ in range(2))
+    for head, calls in ((once, 1), (twice, 2)):
+        torch.manual_seed(0)
+        head.optimizer = optimizer = Adam(head.parameters())
+        for _ in range(calls):
+            head.track(optimizer)
+        head.update(torch.randn(9).double())
+        head.loss(torch.randn(9, 4).double(), torch.randn(9).double()).mean().backward()
+        optimizer.step()
+        head.update(100 * torch.randn(9).double())
+    for ours, theirs in zip(once.optimizer.state.values(), twice.optimizer.state.values(), strict=True):
+        assert_close(ours, theirs, rtol=0, atol=0)
