@@ -240,7 +240,9 @@ class TargetStatistics(nn.Module):
     ) -> Movement:
         """Moves the statistics, or raises and changes nothing; waits for the device, once."""
         weight = self._weight(targets, task, mask, weights)
-        checks = {"weights must be finite and not negative": ((weight >= 0) & weight.isfinite()).all()}
+        checks: dict[str, Tensor] = {}
+        if weights is not None:
+            checks["weights must be finite and not negative"] = ((weight >= 0) & weight.isfinite()).all()
         if task is not None:
             known = (task >= 0) & (task < self.output_dim)
             checks[f"task ids must lie in 0..{self.output_dim - 1}"] = (known.to(weight.device) | (weight == 0)).all()
