@@ -236,7 +236,7 @@ def test_an_average_range_of_returns_that_is_missing_is_named(tiny, run_copy):
     path = run_copy / "config.json"
     path.write_text(path.read_text().replace('"advantage": "rollout"', '"advantage": "percentile"'))
     before = tree(run_copy)
-    with pytest.raises(lh.CheckpointError, match=r"step-000000000096 doesn't fit.*PercentileAdvantage is \{\}.*'range'"):
+    with pytest.raises(lh.CheckpointError, match=r"000096 doesn't fit.*PercentileAdvantage is \{\}.*'range'"):
         lh.resume(run_copy, total_steps=128)
     assert tree(run_copy) == before
 
