@@ -216,11 +216,9 @@ class TargetStatistics(nn.Module):
         weight = torch.ones(targets.shape, dtype=torch.float64, device=self.mean.device)
         if weights is not None:
             weight = self._over(targets, task, "weights", weights.detach()).to(weight)
-        return (
-            weight
-            if mask is None
-            else torch.where(self._over(targets, task, "mask", mask).to(weight.device), weight, 0)
-        )
+        if mask is None:
+            return weight
+        return torch.where(self._over(targets, task, "mask", mask).to(weight.device), weight, 0)
 
     def _columns(self, targets: Tensor, task: Tensor | None, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Targets and their weights as `[M, K]`."""
