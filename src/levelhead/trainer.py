@@ -174,10 +174,12 @@ class Trainer:
 
     def _preservation_error(self, rollout: Rollout, had_scale: Tensor) -> Tensor:
         """How far outputs moved with their statistics, at most, in stds; one's first scale has nothing to preserve."""
-        task = torch.zeros_like(rollout.valid[-1], dtype=torch.int64) if rollout.task is None else rollout.task[-1]
-        after = self.policy.values(rollout.observation[-1]).gather(-1, task.unsqueeze(-1)).squeeze(-1)
-        error = (after - rollout.value[-1]).abs() / self.policy.value_head.std[task]
-        worst = torch.where(had_scale[task], error, -1.0).max()
+        task, std = None, self.policy.value_head.std
+        if rollout.task is not None:
+            task = rollout.task[-1]
+            std, had_scale = std[task], had_scale[task]
+        error = (self.policy.value(rollout.observation[-1], task) - rollout.value[-1]).abs() / std
+        worst = torch.where(had_scale, error, -1.0).max()
         return torch.where(worst >= 0, worst, torch.nan)
 
     def _task_metrics(
