@@ -6,8 +6,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from levelhead.actions import ActionHead as ActionHead
+    from levelhead.actions import BetaHead as BetaHead
     from levelhead.actions import CategoricalHead as CategoricalHead
+    from levelhead.actions import ConditionedSigma as ConditionedSigma
+    from levelhead.actions import Gate as Gate
     from levelhead.actions import GaussianHead as GaussianHead
+    from levelhead.actions import IndependentSigma as IndependentSigma
+    from levelhead.actions import JointHead as JointHead
+    from levelhead.actions import MultiCategoricalHead as MultiCategoricalHead
+    from levelhead.actions import Part as Part
+    from levelhead.actions import ScheduledSigma as ScheduledSigma
+    from levelhead.actions import Sigma as Sigma
+    from levelhead.actions import TanhGaussianHead as TanhGaussianHead
     from levelhead.api import Run as Run
     from levelhead.api import evaluate as evaluate
     from levelhead.api import load_policy as load_policy
@@ -15,10 +25,12 @@ if TYPE_CHECKING:
     from levelhead.api import train as train
     from levelhead.build import build_policy as build_policy
     from levelhead.build import build_trainer as build_trainer
+    from levelhead.config import ActionConfig as ActionConfig
     from levelhead.config import Config as Config
     from levelhead.config import EnvConfig as EnvConfig
     from levelhead.config import GroupConfig as GroupConfig
     from levelhead.config import HeadConfig as HeadConfig
+    from levelhead.config import MemoryConfig as MemoryConfig
     from levelhead.config import NetworkConfig as NetworkConfig
     from levelhead.config import OptimizerConfig as OptimizerConfig
     from levelhead.config import PPOConfig as PPOConfig
@@ -34,8 +46,14 @@ if TYPE_CHECKING:
     from levelhead.errors import TrainingFault as TrainingFault
     from levelhead.evaluation import Report as Report
     from levelhead.losses import clip_surrogate as clip_surrogate
+    from levelhead.networks import GRU as GRU
+    from levelhead.networks import LSTM as LSTM
+    from levelhead.networks import ImpalaCNN as ImpalaCNN
+    from levelhead.networks import Memory as Memory
+    from levelhead.networks import NatureCNN as NatureCNN
     from levelhead.networks import Network as Network
     from levelhead.networks import Policy as Policy
+    from levelhead.networks import Torso as Torso
     from levelhead.numerics import explained_variance as explained_variance
     from levelhead.numerics import local as local
     from levelhead.objectives import ClipObjective as ClipObjective
@@ -62,14 +80,30 @@ if TYPE_CHECKING:
 __version__ = version("levelhead")
 
 _HOME = {
-    "levelhead.actions": ("ActionHead", "CategoricalHead", "GaussianHead"),
+    "levelhead.actions": (
+        "ActionHead",
+        "BetaHead",
+        "CategoricalHead",
+        "ConditionedSigma",
+        "Gate",
+        "GaussianHead",
+        "IndependentSigma",
+        "JointHead",
+        "MultiCategoricalHead",
+        "Part",
+        "ScheduledSigma",
+        "Sigma",
+        "TanhGaussianHead",
+    ),
     "levelhead.api": ("Run", "evaluate", "load_policy", "resume", "train"),
     "levelhead.build": ("build_policy", "build_trainer"),
     "levelhead.config": (
+        "ActionConfig",
         "Config",
         "EnvConfig",
         "GroupConfig",
         "HeadConfig",
+        "MemoryConfig",
         "NetworkConfig",
         "OptimizerConfig",
         "PPOConfig",
@@ -78,7 +112,7 @@ _HOME = {
     "levelhead.errors": ("CheckpointError", "ConfigError", "LevelheadError", "TrainingFault"),
     "levelhead.evaluation": ("Report",),
     "levelhead.losses": ("clip_surrogate",),
-    "levelhead.networks": ("Network", "Policy"),
+    "levelhead.networks": ("GRU", "LSTM", "ImpalaCNN", "Memory", "NatureCNN", "Network", "Policy", "Torso"),
     "levelhead.numerics": ("explained_variance", "local"),
     "levelhead.objectives": ("ClipObjective", "Objective"),
     "levelhead.presets": ("preset",),

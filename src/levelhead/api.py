@@ -14,6 +14,7 @@ from gymnasium.vector import VectorEnv
 from rich.console import Console
 
 from levelhead import checkpoint, rundir
+from levelhead.actions import ActionHead
 from levelhead.build import build_policy, build_trainer
 from levelhead.config import Config, Device, ValueKind
 from levelhead.envs import GymnasiumVecEnv, VecEnv, make_env, task_names
@@ -24,6 +25,7 @@ from levelhead.networks import Network, Policy
 from levelhead.objectives import Objective
 from levelhead.presets import preset
 from levelhead.rundir import RunInfo
+from levelhead.spaces import same_shapes
 from levelhead.values import ValueHead
 from levelhead.writers import metrics_until
 
@@ -55,6 +57,7 @@ def train(
     run_dir: str | Path | None = None,
     device: Device | None = None,
     network: Network | None = None,
+    action_head: ActionHead | None = None,
     objective: Objective | None = None,
     console: Console | None = None,
 ) -> Run:
@@ -72,6 +75,7 @@ def train(
         run_dir: where to write; runs/<env>/<UTC time>-s<seed> where not given.
         device: `auto`, `cpu` or `cuda`.
         network: torsos of your own.
+        action_head: one of your own, that reads the actor's features.
         objective: an objective of your own.
         console: where progress is shown; None for silence.
 
@@ -95,14 +99,21 @@ def train(
     config = replace(config or preset(name), env_id=name, **{k: v for k, v in given.items() if v is not None})
     _require_instance("value", value, str | ValueHead, "a name, or a ValueHead")
     _require_instance("network", network, Network, "a Network")
+    _require_instance("action_head", action_head, ActionHead, "an ActionHead")
     _require_instance("objective", objective, Objective, "an Objective")
     head = value if isinstance(value, ValueHead) else None
-    parts = {"env": None if isinstance(env, str) else env, "network": network, "value": head, "objective": objective}
+    parts = {
+        "env": None if isinstance(env, str) else env,
+        "network": network,
+        "value": head,
+        "action_head": action_head,
+        "objective": objective,
+    }
     _require_consistent(env, config, num_envs)
-    _require_used(config, network, objective)
+    _require_used(config, network, action_head, objective)
     prepare(config)
     with _opened(env, config.num_envs, config.env.kwargs) as vec:
-        policy = build_policy(config, vec.observation_space, vec.action_space, network, head, vec.tasks)
+        policy = build_policy(config, vec.observation_space, vec.action_space, network, head, vec.tasks, action_head)
         trainer = build_trainer(config, vec, policy, objective)
         custom = tuple(part for part, x in parts.items() if x is not None)
         directory = rundir.create(config)
@@ -118,6 +129,7 @@ def resume(
     env: AnyEnv | None = None,
     network: Network | None = None,
     value: ValueHead | None = None,
+    action_head: ActionHead | None = None,
     objective: Objective | None = None,
     console: Console | None = None,
 ) -> Run:
@@ -129,7 +141,7 @@ def resume(
     Args:
         run: run directory, checkpoint in one, or `latest`.
         total_steps: a new end; schedules stretch to it.
-        env, network, value, objective: what was handed over as objects when the run began.
+        env, network, value, action_head, objective: what was handed over as objects when the run began.
         console: where progress is shown; None for silence.
 
     Raises:
@@ -140,7 +152,7 @@ def resume(
     directory = source.parent.parent
     info = rundir.read_info(directory)
     config = info.config if total_steps is None else replace(info.config, total_steps=total_steps)
-    parts = {"env": env, "network": network, "value": value, "objective": objective}
+    parts = {"env": env, "network": network, "value": value, "action_head": action_head, "objective": objective}
     _require_parts(info, parts)
     tensors, state = checkpoint.load(source)
     if state["step"] >= config.total_steps:
@@ -151,7 +163,7 @@ def resume(
     with _opened(environment, config.num_envs, config.env.kwargs) as vec:
         if vec.tasks != info.tasks:
             raise ConfigError(f"this run was made with tasks {info.tasks}; the environments play {vec.tasks}")
-        policy = build_policy(config, vec.observation_space, vec.action_space, network, value, vec.tasks)
+        policy = build_policy(config, vec.observation_space, vec.action_space, network, value, vec.tasks, action_head)
         trainer = build_trainer(config, vec, policy, objective)
         with _damage_named(source):
             trainer.load_state_dict({**tensors, **state})
@@ -185,8 +197,8 @@ def evaluate(
         raise ConfigError("env_kwargs has nothing to act on: the environment is handed over as an object")
     _require_episodes("episodes", episodes, env)
     with _opened(env, max(min(episodes, 8), len(task_names(env))), env_kwargs or {}) as vec:
-        if vec.observation_space.shape != policy.observation_shape:
-            raise ConfigError(f"{env} observes {vec.observation_space.shape}, the policy {policy.observation_shape}")
+        if not same_shapes(vec.observation_space, policy.observation_space):
+            raise ConfigError(f"{env} observes {vec.observation_space}, the policy {policy.observation_space}")
         if policy.action_space not in (None, vec.action_space):
             raise ConfigError(f"{env} takes actions {vec.action_space}, and the policy's are {policy.action_space}")
         if policy.tasks != vec.tasks:
@@ -195,13 +207,18 @@ def evaluate(
 
 
 def load_policy(
-    run: str | Path, *, network: Network | None = None, value: ValueHead | None = None, device: Device = "cpu"
+    run: str | Path,
+    *,
+    network: Network | None = None,
+    value: ValueHead | None = None,
+    action_head: ActionHead | None = None,
+    device: Device = "cpu",
 ) -> Policy:
     """The policy of a run's last checkpoint, or of the given one, in evaluation mode.
 
     Args:
         run: run directory, checkpoint in one, or `latest`.
-        network, value: what was handed over as objects when the run began.
+        network, value, action_head: what was handed over as objects when the run began.
         device: where to put it.
 
     Raises:
@@ -210,10 +227,10 @@ def load_policy(
     """
     source = checkpoint.resolve(rundir.find(run))
     info = rundir.read_info(source.parent.parent)
-    _require_parts(info, {"network": network, "value": value})
+    _require_parts(info, {"network": network, "value": value, "action_head": action_head})
     tensors, _ = checkpoint.load(source)
     config = replace(info.config, device=device)
-    policy = build_policy(config, info.observation_space, info.action_space, network, value, info.tasks)
+    policy = build_policy(config, info.observation_space, info.action_space, network, value, info.tasks, action_head)
     with _damage_named(source):
         policy.load_state_dict(tensors["policy"])
     return policy.eval()
@@ -289,13 +306,20 @@ def _require_instance(name: str, given: object, kind: type | UnionType, accepted
         raise ConfigError(f"{name} is {given!r}; accepted: {accepted}")
 
 
-def _require_used(config: Config, network: Network | None, objective: Objective | None) -> None:
+def _require_used(
+    config: Config, network: Network | None, action_head: ActionHead | None, objective: Objective | None
+) -> None:
     """Refuses settings that a part handed over as an object would leave without effect."""
     default = preset(config.env_id)
     if network is not None:
-        for name in ("shared", "actor", "critic", "activation"):
+        for name in ("shared", "actor", "critic", "activation", "image_encoder"):
             if getattr(config.network, name) != getattr(default.network, name):
                 raise ConfigError(f"network.{name} has nothing to act on: the network is handed over as an object")
+        for name in ("size", "place", "sharing"):
+            if getattr(config.memory, name) != getattr(default.memory, name):
+                raise ConfigError(f"memory.{name} has nothing to act on: the network is handed over as an object")
+    if action_head is not None and config.action != default.action:
+        raise ConfigError("action has settings that nothing reads: the action head is handed over as an object")
     if objective is not None and config.ppo.clip_range != default.ppo.clip_range:
         raise ConfigError("ppo.clip_range has nothing to act on: the objective is handed over as an object")
 

@@ -1,14 +1,30 @@
 """Turns a config into objects: the one place that asks which variant was chosen."""
 
-from typing import Any
+from collections.abc import Mapping, Sequence
+from functools import partial
 
 import gymnasium as gym
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from levelhead.actions import ActionHead, CategoricalHead, GaussianHead
+from levelhead.actions import (
+    ActionHead,
+    BetaHead,
+    CategoricalHead,
+    ConditionedSigma,
+    Gate,
+    GaussianHead,
+    IndependentSigma,
+    JointHead,
+    MultiCategoricalHead,
+    Part,
+    ScheduledSigma,
+    Sigma,
+    TanhGaussianHead,
+    in_order,
+)
 from levelhead.advantages import (
     AdvantageScaling,
     HeadScaledAdvantage,
@@ -17,15 +33,16 @@ from levelhead.advantages import (
     StandardizedAdvantage,
 )
 from levelhead.collector import Collector
-from levelhead.config import AdvantageScale, Config, Device, GroupConfig, NetworkConfig
+from levelhead.config import ActionConfig, AdvantageScale, Config, Device, GroupConfig, NetworkConfig
 from levelhead.envs import VecEnv
 from levelhead.errors import ConfigError
 from levelhead.learner import GroupSettings, Learner, LearnerSettings
-from levelhead.networks import Network, ObservationNormalizer, Policy, mlp
+from levelhead.networks import GRU, LSTM, Encoder, Memory, Network, ObservationReader, Policy, Torso, mlp
 from levelhead.objectives import ClipObjective, Objective
 from levelhead.seeding import Stream, derive
-from levelhead.spaces import require_action, require_observation
+from levelhead.spaces import Space, action_tree, choices_of, zeros
 from levelhead.trainer import Trainer, TrainerSettings
+from levelhead.tree import by_path, paths, tree_leaves
 from levelhead.values import (
     SIGNED_SQRT,
     SYMLOG,
@@ -52,17 +69,51 @@ def build_device(device: Device) -> torch.device:
     return torch.device("cuda" if available and device != "cpu" else "cpu")
 
 
-def build_network(config: Config, observation_dim: int) -> Network:
-    """Multi-layer perceptrons, shared from the observation up as far as the config says."""
-    c = config.network
-    shared_dim = c.shared[-1] if c.shared else observation_dim
-    return Network(
-        shared=mlp(observation_dim, c.shared, c.activation) if c.shared else nn.Identity(),
-        actor=mlp(shared_dim, c.actor, c.activation),
-        critic=mlp(shared_dim, c.critic, c.activation),
-        actor_dim=c.actor[-1] if c.actor else shared_dim,
-        critic_dim=c.critic[-1] if c.critic else shared_dim,
-    )
+def build_network(config: Config, shapes: Mapping[str, tuple[int, ...]]) -> Network:
+    """Torsos of linear layers, after an encoder where an observation has several parts or images, and their memory.
+
+    Args:
+        config: of the run.
+        shapes: of the observation's parts, by path, as `ObservationReader.shapes` says.
+
+    Raises:
+        ConfigError: images that the encoder doesn't take.
+    """
+    c, separate = config.network, config.memory.sharing == "separate"
+    images = any(len(shape) == 3 for shape in shapes.values())
+    if not images and c.image_encoder != NetworkConfig.image_encoder:
+        raise ConfigError("network.image_encoder has nothing to act on: no part of the observation is an image")
+    encoder = Encoder(shapes, c.image_encoder) if images or list(shapes) != [""] else None
+    dim = encoder.dim if encoder else shapes[""][0]
+    shared, shared_dim = _torso(config, dim, c.shared, remembers=not separate)
+    actor, actor_dim = _torso(config, shared_dim, c.actor, remembers=separate)
+    critic, critic_dim = _torso(config, shared_dim, c.critic, remembers=separate)
+    first = [encoder] if encoder else []
+    return Network(Torso(*first, *shared), Torso(*actor), Torso(*critic), actor_dim, critic_dim)
+
+
+def _torso(config: Config, dim: int, hidden: tuple[int, ...], remembers: bool) -> tuple[Sequence[nn.Module], int]:
+    """Layers on so many features, a memory among them if it has one, and the number of features after them."""
+    memory = config.memory
+    if not remembers or memory.kind == "none":
+        return ([mlp(dim, hidden, config.network.activation)] if hidden else []), (hidden[-1] if hidden else dim)
+    match memory.place:
+        case "before":
+            layers = [_memory(config, dim), mlp(memory.size, hidden, config.network.activation)]
+            return layers, hidden[-1] if hidden else memory.size
+        case "after":
+            layers = [mlp(dim, hidden, config.network.activation), _memory(config, hidden[-1] if hidden else dim)]
+            return layers, memory.size
+
+
+def _memory(config: Config, dim: int) -> Memory:
+    match config.memory.kind:
+        case "lstm":
+            return LSTM(dim, config.memory.size)
+        case "gru":
+            return GRU(dim, config.memory.size)
+        case "none":
+            raise ValueError("no memory was asked for")
 
 
 def build_value_head(config: Config, input_dim: int, tasks: int = 1) -> ValueHead:
@@ -99,24 +150,99 @@ def build_advantage(kind: AdvantageScale, tasks: int, device: torch.device) -> A
             return RawAdvantage()
 
 
-def build_action_head(config: Config, input_dim: int, space: gym.Space[Any]) -> ActionHead:
-    """The head that fits an action space."""
-    space = require_action(space)
-    if isinstance(space, gym.spaces.Discrete):
-        if config.network.log_std != NetworkConfig().log_std:
-            raise ConfigError(f"network.log_std has nothing to act on: actions are {space}")
-        return CategoricalHead(input_dim, int(space.n), int(space.start))
-    low, high = torch.from_numpy(space.low), torch.from_numpy(space.high)
-    return GaussianHead(input_dim, low, high, config.network.log_std)
+def build_action_head(config: Config, input_dim: int, space: Space) -> ActionHead:
+    """The head that fits an action space: one per part, joined as the config says.
+
+    Raises:
+        ConfigError: no head fits, or a setting has nothing to act on.
+    """
+    tree = action_tree(space)
+    c = config.action
+    if not any(isinstance(leaf, gym.spaces.Box) for leaf in tree_leaves(tree)):
+        for name in ("distribution", "bounds", "sigma", "std", "std_hidden", "log_std_bounds", "color"):
+            if getattr(c, name) != getattr(ActionConfig, name):
+                raise ConfigError(f"action.{name} has nothing to act on: actions are {space}")
+    if not isinstance(tree, dict | tuple):
+        for name in ("gates", "sees"):
+            if getattr(c, name):
+                raise ConfigError(f"action.{name} has nothing to act on: actions are {space}, a single part")
+        return _leaf_head(c, input_dim, tree)
+    leaves = by_path(tree)
+    for name, path in [("gates", p) for p in c.gates] + [("sees", p) for p in c.sees]:
+        if path not in leaves:
+            raise ConfigError(f"action.{name} names {path!r}; the parts of the action are {', '.join(leaves)}")
+    parts = {path: _part(c, path, leaf) for path, leaf in leaves.items()}
+    return JointHead(input_dim, in_order(parts), paths(tree))
+
+
+def _part(c: ActionConfig, path: str, space: Space) -> Part:
+    gate = None
+    if path in c.gates:
+        ((chooser, values),) = c.gates[path].items()
+        gate = Gate(chooser, tuple(values))
+    return Part(partial(_leaf_head, c, space=space), tuple(c.sees.get(path, ())), gate)
+
+
+def _leaf_head(c: ActionConfig, input_dim: int, space: Space) -> ActionHead:
+    match space:
+        case gym.spaces.Discrete():
+            return CategoricalHead(input_dim, int(space.n), int(space.start))
+        case gym.spaces.MultiDiscrete() | gym.spaces.MultiBinary():
+            return MultiCategoricalHead(input_dim, *choices_of(space), space.shape)
+        case gym.spaces.Box():
+            try:
+                return _box_head(c, input_dim, torch.from_numpy(space.low), torch.from_numpy(space.high))
+            except ValueError as error:
+                raise ConfigError(f"actions {space}: {error}") from error
+        case _:
+            raise TypeError(f"no head for {space}")
+
+
+def _box_head(c: ActionConfig, input_dim: int, low: Tensor, high: Tensor) -> ActionHead:
+    if c.distribution != "gaussian" and c.bounds != ActionConfig.bounds:
+        raise ConfigError(f"action.bounds has nothing to act on: a {c.distribution} distribution stays within them")
+    match c.distribution:
+        case "gaussian":
+            sigma = build_sigma(c, input_dim, low.numel())
+            return GaussianHead(input_dim, low, high, sigma, bounds=c.bounds, color=c.color)
+        case "tanh":
+            return TanhGaussianHead(input_dim, low, high, build_sigma(c, input_dim, low.numel()), color=c.color)
+        case "beta":
+            for name in ("sigma", "std", "std_hidden", "log_std_bounds", "color"):
+                if getattr(c, name) != getattr(ActionConfig, name):
+                    raise ConfigError(f"action.{name} has nothing to act on: a Beta distribution has no such thing")
+            return BetaHead(input_dim, low, high)
+
+
+def build_sigma(c: ActionConfig, input_dim: int, dim: int) -> Sigma:
+    """The standard deviation that a config describes.
+
+    Raises:
+        ConfigError: a setting has nothing to act on.
+    """
+    if c.std_hidden and c.sigma != "conditioned":
+        raise ConfigError(f"action.std_hidden has nothing to act on: action.sigma is {c.sigma}")
+    if c.log_std_bounds and c.sigma in ("fixed", "scheduled"):
+        raise ConfigError(f"action.log_std_bounds has nothing to act on: action.sigma is {c.sigma}")
+    match c.sigma:
+        case "fixed" | "scheduled":
+            return ScheduledSigma(dim, c.std)
+        case "independent":
+            return IndependentSigma(dim, c.std.start, c.log_std_bounds)
+        case "conditioned":
+            if c.log_std_bounds is None:
+                return ConditionedSigma(input_dim, dim, c.std.start, c.std_hidden)
+            return ConditionedSigma(input_dim, dim, c.std.start, c.std_hidden, c.log_std_bounds)
 
 
 def build_policy(
     config: Config,
-    observation_space: gym.Space[Any],
-    action_space: gym.Space[Any],
+    observation_space: Space,
+    action_space: Space,
     network: Network | None = None,
     value_head: ValueHead | None = None,
     tasks: tuple[str, ...] = (),
+    action_head: ActionHead | None = None,
 ) -> Policy:
     """A policy with fresh weights, drawn from the config's seed; torch's global generator is left as it was.
 
@@ -126,15 +252,16 @@ def build_policy(
         network: torsos of your own.
         value_head: one of your own.
         tasks: names of those that the environments play; the value head has an output for each.
+        action_head: one of your own.
 
     Raises:
         ConfigError: a space that nothing fits, or a value head that doesn't fit the network.
     """
-    shape = require_observation(observation_space).shape
-    dim, outputs = torch.Size(shape).numel(), max(len(tasks), 1)
+    outputs = max(len(tasks), 1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(config.seed, Stream.NETWORK))
-        network = network or build_network(config, dim)
+        reader = ObservationReader(observation_space, config.network.normalize_observation)
+        network = network or build_network(config, reader.shapes)
         value_head = value_head or build_value_head(config, network.critic_dim, outputs)
         if (value_head.input_dim, value_head.output_dim) != (network.critic_dim, outputs):
             raise ConfigError(
@@ -142,11 +269,10 @@ def build_policy(
                 f" this network needs {network.critic_dim}, and the environments {outputs}, one per task"
             )
         policy = Policy(
-            observation_shape=shape,
+            reader=reader,
             network=network,
-            action_head=build_action_head(config, network.actor_dim, action_space),
+            action_head=action_head or build_action_head(config, network.actor_dim, action_space),
             value_head=value_head,
-            normalizer=ObservationNormalizer(dim) if config.network.normalize_observation else None,
             action_space=action_space,
             tasks=tasks,
         )
@@ -172,11 +298,12 @@ def _check(policy: Policy) -> None:
     for name, module in policy.named_modules():
         if isinstance(module, _DropoutNd | _BatchNorm):
             raise ConfigError(f"module {name}, {module}, acts differently in training and in evaluation")
-    network, observation = policy.network, torch.zeros(1, *policy.observation_shape, device=policy.device)
+    network, space = policy.network, policy.observation_space
+    reset = torch.ones(1, 1, dtype=torch.bool, device=policy.device)
     try:
-        features = policy.features(policy.prepare(observation))
+        features = policy.features(policy.reader(zeros(space, (1,), policy.device)), network.initial_state(1), reset)
     except RuntimeError as error:
-        raise ConfigError(f"the network doesn't take observations {tuple(observation.shape)}: {error}") from error
+        raise ConfigError(f"the network doesn't take observations of {space}: {error}") from error
     for name, given, stated in zip(("actor", "critic"), features, (network.actor_dim, network.critic_dim), strict=True):
         if given.shape != (1, stated) or given.dtype != torch.float32:
             raise ConfigError(
@@ -199,6 +326,7 @@ def build_trainer(config: Config, env: VecEnv, policy: Policy, objective: Object
         raise ConfigError("the environments say which task they play, and name none in `tasks`")
     if policy.tasks != env.tasks:
         raise ConfigError(f"the policy was made for tasks {policy.tasks}; the environments play {env.tasks}")
+    chunk = _chunk(config, policy)
     advantage = build_advantage(ppo.advantage, head.output_dim, policy.device)
     for name, used in (
         ("head.beta", config.head.beta is not None),
@@ -224,7 +352,7 @@ def build_trainer(config: Config, env: VecEnv, policy: Policy, objective: Object
     )
     return Trainer(
         policy,
-        Collector(env, policy, config.num_steps, config.seed, config.reward_scale),
+        Collector(env, policy, config.num_steps, config.seed, config.reward_scale, chunk),
         learner,
         advantage,
         TrainerSettings(
@@ -232,8 +360,28 @@ def build_trainer(config: Config, env: VecEnv, policy: Policy, objective: Object
             gamma=ppo.gamma,
             lam=ppo.lam,
             beta=config.head.beta,
+            chunk=chunk,
         ),
     )
+
+
+def _chunk(config: Config, policy: Policy) -> int:
+    """Steps that are learned from in order: one where nothing is remembered."""
+    given, steps, count = config.ppo.chunk, config.num_steps, config.ppo.minibatches
+    if not policy.remembers:
+        if given is not None:
+            raise ConfigError("ppo.chunk has nothing to act on: the policy has no memory")
+        return 1
+    chunk = steps if given is None else given
+    if steps % chunk:
+        raise ConfigError(f"ppo.chunk is {chunk}; accepted: a divisor of num_steps, {steps}")
+    columns = config.num_envs * steps // chunk
+    if count > columns:
+        raise ConfigError(
+            f"ppo.minibatches is {count}; with memory, whose steps stay in order, accepted: at most {columns}, the"
+            f" number of {'environments' if chunk == steps else 'chunks'}"
+        )
+    return chunk
 
 
 def _group(config: Config, group: GroupConfig) -> GroupSettings:

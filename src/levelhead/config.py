@@ -9,13 +9,19 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from levelhead.errors import ConfigError
-from levelhead.networks import Activation
+from levelhead.networks import Activation, ImageEncoder
 from levelhead.schedules import Schedule, constant
 from levelhead.serialize import coerce
 
 ValueKind = Literal["popart", "runningnorm", "valuenorm", "hlgauss", "twohot", "symlog", "sqrt", "linear"]
 AdvantageScale = Literal["rollout", "head", "percentile", "none"]
 Device = Literal["auto", "cpu", "cuda"]
+Distribution = Literal["gaussian", "tanh", "beta"]
+Bounds = Literal["clip", "rescale"]
+SigmaKind = Literal["fixed", "scheduled", "independent", "conditioned"]
+MemoryKind = Literal["none", "lstm", "gru"]
+Place = Literal["before", "after"]
+Sharing = Literal["shared", "separate"]
 
 
 def _require(name: str, value: object, holds: bool, accepted: str) -> None:
@@ -58,15 +64,75 @@ class NetworkConfig:
     activation: Activation = "tanh"
     """After every hidden layer."""
     normalize_observation: bool = False
-    """Bring every entry of the observation to mean 0 and std 1, with running statistics."""
-    log_std: float = 0.0
-    """Where the log standard deviation of continuous actions starts."""
+    """Bring every real number of the observation to mean 0 and std 1, with running statistics."""
+    image_encoder: ImageEncoder = "nature"
+    """What reads images: bytes of at least 32 by 32. Actor and critic share it."""
 
     def __post_init__(self) -> None:
         coerce(self, "network.")
         for name in ("shared", "actor", "critic"):
             _require(f"network.{name}", getattr(self, name), all(w >= 1 for w in getattr(self, name)), "widths >= 1")
-        _require("network.log_std", self.log_std, math.isfinite(self.log_std), "a finite number")
+
+
+@dataclass(frozen=True)
+class MemoryConfig:
+    """What the policy remembers within an episode."""
+
+    kind: MemoryKind = "none"
+    """Long short-term memory, gated recurrent units, or nothing."""
+    size: int = 128
+    """Number of units."""
+    place: Place = "after"
+    """Before or after the layers of its torso; images are encoded before it in any case."""
+    sharing: Sharing = "shared"
+    """One memory in the shared torso, or one each in those of actor and critic."""
+
+    def __post_init__(self) -> None:
+        coerce(self, "memory.")
+        _require("memory.size", self.size, self.size >= 1, "at least 1")
+        if self.kind == "none":
+            for name in ("size", "place", "sharing"):
+                if getattr(self, name) != getattr(MemoryConfig, name):
+                    raise ConfigError(f"memory.{name} has nothing to act on: memory.kind is none")
+
+
+@dataclass(frozen=True)
+class ActionConfig:
+    """How actions are drawn."""
+
+    distribution: Distribution = "gaussian"
+    """Of real numbers: Gaussian, Gaussian squashed into the bounds by tanh, or Beta."""
+    bounds: Bounds = "clip"
+    """What a Gaussian's actions mean: numbers of the environment clipped to its bounds, or shares of the way between
+    these, -1 to 1."""
+    sigma: SigmaKind = "independent"
+    """The Gaussian's standard deviation: fixed, following a schedule, a free parameter, or conditioned on the state."""
+    std: Schedule = constant(1.0)
+    """Standard deviation at the start; its whole course where it is scheduled."""
+    std_hidden: tuple[int, ...] = ()
+    """Widths of hidden layers that a conditioned standard deviation has to itself."""
+    log_std_bounds: tuple[float, float] | None = None
+    """Bounds that its logarithm approaches smoothly, where it is learned."""
+    color: float = 0.0
+    """Exponent of the noise's spectrum over the steps of a rollout: 0 is white, 1 pink, 2 red."""
+    gates: dict[str, dict[str, list[int]]] = field(default_factory=dict[str, dict[str, list[int]]])
+    """Parts of an action that matter only for some values of another, by path: '{"1": {"0": [2]}}'."""
+    sees: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
+    """Parts of an action that see others' choices, by path, and are drawn after them: '{"move": ["unit"]}'."""
+
+    def __post_init__(self) -> None:
+        coerce(self, "action.")
+        _require("action.std", self.std, self.std.bounds[0] > 0, "positive values")
+        _require("action.std_hidden", self.std_hidden, all(w >= 1 for w in self.std_hidden), "widths >= 1")
+        _require("action.color", self.color, 0 <= self.color <= 3, "a value in [0, 3]")
+        bounds = self.log_std_bounds
+        in_order = bounds is None or (len(bounds) == 2 and bounds[0] < bounds[1])
+        _require("action.log_std_bounds", bounds, in_order, "a lower and a higher number")
+        scheduled = self.std.shape != "constant"
+        if scheduled and self.sigma != "scheduled":
+            raise ConfigError(f"action.std {self.std} needs action.sigma scheduled; it is {self.sigma}")
+        for path, gate in self.gates.items():
+            _require(f"action.gates of {path!r}", gate, len(gate) == 1, "one other part, with the values that open it")
 
 
 @dataclass(frozen=True)
@@ -95,6 +161,8 @@ class PPOConfig:
     """Passes over each rollout."""
     minibatches: int = 4
     """Parts that each pass is split into."""
+    chunk: int | None = None
+    """Steps that a policy with memory learns from in one piece, a divisor of num_steps; all of them where not given."""
     clip_range: Schedule = constant(0.2)
     """How far the probability ratio may leave 1 before its gradient is cut off."""
     advantage: AdvantageScale = "rollout"
@@ -113,6 +181,7 @@ class PPOConfig:
         _require("ppo.lam", self.lam, 0 <= self.lam <= 1, "a value in [0, 1]")
         _require("ppo.epochs", self.epochs, self.epochs >= 1, "at least 1")
         _require("ppo.minibatches", self.minibatches, self.minibatches >= 1, "at least 1")
+        _require("ppo.chunk", self.chunk, self.chunk is None or self.chunk >= 1, "at least 1")
         _require("ppo.clip_range", self.clip_range, self.clip_range.bounds[0] > 0, "positive values")
         _require("ppo.entropy_coef", self.entropy_coef, self.entropy_coef.bounds[0] >= 0, "values >= 0")
         _require("ppo.value_coef", self.value_coef, self.value_coef.bounds[0] > 0, "positive values")
@@ -195,6 +264,8 @@ class Config:
     """Modules to import first: the way to register environments of your own."""
     env: EnvConfig = EnvConfig()
     network: NetworkConfig = NetworkConfig()
+    memory: MemoryConfig = MemoryConfig()
+    action: ActionConfig = ActionConfig()
     head: HeadConfig = HeadConfig()
     ppo: PPOConfig = PPOConfig()
     optimizer: OptimizerConfig = OptimizerConfig()

@@ -7,8 +7,10 @@ import numpy.typing as npt
 import torch
 
 from levelhead.envs import VecEnv
+from levelhead.masks import require_legal
 from levelhead.networks import Policy
 from levelhead.seeding import Stream, derive
+from levelhead.tree import Tree, tree_map
 
 
 @dataclass(frozen=True)
@@ -60,13 +62,17 @@ def _play(policy: Policy, env: VecEnv, episodes: int, seed: int) -> Report:
     total, length = np.zeros(n), np.zeros(n, dtype=np.int64)
     observation = env.reset(derive(seed, Stream.EVALUATION))
     share = _shares(episodes, _tasks(env))
+    head, state = policy.action_head, policy.network.initial_state(n)
+    begins = torch.ones(n, dtype=torch.bool)
     while any(len(done) < share[i] for i, done in enumerate(finished)):
-        x = policy.prepare(observation.to(policy.device))
-        action = policy.action_head.to_environment(policy.action_head.mode(policy.actor_features(x)))
+        x = policy.reader(tree_map(lambda part: part.to(policy.device), observation))
+        features, state = policy.actor_features(x, state, begins.to(policy.device).unsqueeze(0))
+        action = head.to_environment(head.mode(features, _mask(env, policy)))
         task = _tasks(env)
         step = env.step(action)
         observation = step.observation
         valid = np.ones(n, dtype=np.bool_) if step.valid is None else step.valid.cpu().numpy()
+        begins = (step.terminated | step.truncated).cpu() | ~torch.from_numpy(valid)
         total += step.reward.cpu().numpy() * valid
         length += valid
         for i in np.flatnonzero((step.terminated | step.truncated).cpu().numpy()):
@@ -79,6 +85,13 @@ def _play(policy: Policy, env: VecEnv, episodes: int, seed: int) -> Report:
         lengths=tuple(length for _, length, _ in played),
         tasks=tuple(env.tasks[task] for _, _, task in played) if env.tasks else (),
     )
+
+
+def _mask(env: VecEnv, policy: Policy) -> Tree | None:
+    if env.action_mask is None:
+        return None
+    require_legal(policy.action_head.legal(env.action_mask), "environment")
+    return tree_map(lambda x: x.to(policy.device), env.action_mask)
 
 
 def _tasks(env: VecEnv) -> npt.NDArray[np.int64]:

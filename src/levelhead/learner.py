@@ -100,13 +100,14 @@ class Learner:
         self._loss_weights[1].copy_(self.value_coef.tensor)
         self._loss_weights[2].copy_(-self.entropy_coef.tensor)
         self.objective.advance(progress)
+        self.policy.action_head.advance(progress)
 
     def learn(self, batch: Batch, valid: Tensor, healthy: Tensor, iteration: int) -> dict[str, Tensor]:
         """All epochs over `batch`.
 
         Args:
-            batch: B rows.
-            valid: `[B]` bool; other rows weigh nothing.
+            batch: C columns of S steps.
+            valid: `[S, C]` bool; other rows weigh nothing.
             healthy: 0-d bool; where False, no step is taken.
             iteration: seeds the permutations, one per epoch.
 
@@ -132,20 +133,20 @@ class Learner:
         return dict(zip(self._checked, self._broken.unbind(), strict=True))
 
     def _minibatches(self, valid: Tensor, iteration: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Row indices and their weights in the mean; every row once, in minibatches of one size.
+        """Indices of columns, and the weights of their rows in the mean; every column once, in minibatches of one size.
 
-        Where the rows don't divide evenly, some minibatches end with a filler that weighs nothing.
+        Where the columns don't divide evenly, some minibatches end with a filler that weighs nothing.
         """
-        count, rows = self.settings.minibatches, len(valid)
-        size = -(-rows // count)
-        full = rows - count * (size - 1)
-        order = torch.randperm(rows, generator=generator(self.seed, Stream.PERMUTATION, iteration, epoch))
+        count, columns = self.settings.minibatches, valid.shape[1]
+        size = -(-columns // count)
+        full = columns - count * (size - 1)
+        order = torch.randperm(columns, generator=generator(self.seed, Stream.PERMUTATION, iteration, epoch))
         whole, short = order[: full * size].view(full, size), order[full * size :].view(count - full, size - 1)
         index = torch.cat((whole, pad(short, (0, 1)))).to(valid.device)
-        weight = valid[index].float()
-        weight[full:, -1] = 0.0
-        weight = weight / weight.sum(1, keepdim=True).clamp(min=1.0)
-        yield from zip(index.unbind(), weight.unbind(), strict=True)
+        weight = valid[:, index].float()
+        weight[:, full:, -1] = 0.0
+        weight = weight / weight.sum((0, 2), keepdim=True).clamp(min=1.0)
+        yield from zip(index.unbind(), weight.transpose(0, 1).flatten(1).unbind(), strict=True)
 
     def _step(self, batch: Batch, weight: Tensor) -> Tensor:
         """One minibatch: loss, gradient, clip, Adam. Returns the metrics as a vector."""
@@ -162,8 +163,8 @@ class Learner:
         return torch.cat((means, checked))
 
     def _loss(self, batch: Batch, weight: Tensor) -> tuple[Tensor, Tensor]:
-        actor_features, critic_features = self.policy.features(batch.observation)
-        new = self.policy.action_head.evaluate(actor_features, batch.action)
+        actor_features, critic_features = self.policy.features(batch.observation, batch.state, batch.begins)
+        new = self.policy.action_head.evaluate(actor_features, batch.action, batch.action_mask)
         actor = self.objective(new, batch)
         old, clip = (None, None) if self.value_clip is None else (batch.old_value, self.value_clip.tensor)
         critic = self.policy.value_head.loss_normalized(

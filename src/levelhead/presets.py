@@ -3,11 +3,12 @@
 "Measured" means here, over seeds: `docs/log.md` and `benchmarks/learning.py` have the figures.
 """
 
+import math
 import re
 from dataclasses import replace
 
-from levelhead.config import Config, NetworkConfig, OptimizerConfig, PPOConfig
-from levelhead.schedules import Schedule
+from levelhead.config import ActionConfig, Config, NetworkConfig, OptimizerConfig, PPOConfig
+from levelhead.schedules import Schedule, constant
 
 MUJOCO = ("Ant", "HalfCheetah", "Hopper", "Humanoid", "HumanoidStandup", "InvertedDoublePendulum",
           "InvertedPendulum", "Pusher", "Reacher", "Swimmer", "Walker2d")  # fmt: skip
@@ -56,7 +57,7 @@ def preset(env_id: str) -> Config:
             )
             if name != "HalfCheetah":
                 return mujoco
-            # Learning rate and log-std measured.
-            return replace(mujoco, network=replace(mujoco.network, log_std=-0.5), optimizer=ANNEALED)
+            # Learning rate and std measured.
+            return replace(mujoco, action=ActionConfig(std=constant(math.exp(-0.5))), optimizer=ANNEALED)
         case _:
             return base

@@ -1,4 +1,4 @@
-"""The batch that a collector hands to the rest."""
+"""The batch that a collector hands to the rest, and its arrangement for learning."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,17 +6,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from levelhead.tree import Tree
+from levelhead.networks import State
+from levelhead.tree import Tree, tree_map
 
 
 @dataclass(frozen=True)
 class Rollout:
-    """T steps of N environments, time-major; every field is `[T, N, ...]`."""
+    """T steps of N environments, time-major; every field is `[T, N, ...]` where nothing else is said."""
 
-    observation: Tensor
+    observation: Tree
     """What the policy saw, as the environment gave it."""
-    action: Tensor
+    action: Tree
     """As drawn from the policy, not clipped to any bounds."""
+    action_mask: Tree | None
+    """bool: what was legal; None where everything was."""
     parameters: Tree
     """Of the distribution that the action was drawn from."""
     log_prob: Tensor
@@ -26,11 +29,17 @@ class Rollout:
     truncated: Tensor
     valid: Tensor
     """bool: False for rows that hold no real transition, such as those of an environment that is just being reset."""
+    begins: Tensor
+    """bool: whether the observation is the first of an episode."""
+    state: State
+    """What the network remembered before the first row of each chunk, leaves `[chunks, N, ...]`."""
     value: Tensor
     """Of the observation, raw."""
     next_value: Tensor
     """Of the true successor, raw: where an episode was truncated, that of its final observation. Without meaning where
     it terminated, as nothing follows."""
+    last_features: Tensor
+    """What the value head read in the last row, `[N, D]`."""
     task: Tensor | None = None
     """int64: which task was played; None where there is one alone."""
 
@@ -41,41 +50,63 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Batch:
-    """What the learner sees of a rollout: B = T x N rows in any order."""
+    """What the learner sees of a rollout: C columns of S steps in order, `[S, C, ...]`, or after `take` rows of these.
 
-    observation: Tensor
-    """Prepared for the network, `[B, D]`."""
-    action: Tensor
+    Without memory the order of steps is of no account, and every row is a column of its own.
+    """
+
+    observation: Tree
+    """As networks read it."""
+    action: Tree
+    action_mask: Tree | None
     log_prob: Tensor
-    """Of the policy that acted, `[B]`."""
+    """Of the policy that acted."""
     advantage: Tensor
-    """As it enters the loss, `[B]`."""
+    """As it enters the loss."""
     target: Tensor
-    """Normalised by the value head, `[B]`."""
+    """Normalised by the value head."""
     old_value: Tensor
-    """The critic's value from before the update, normalised by today's statistics, `[B]`."""
+    """The critic's value from before the update, normalised by today's statistics."""
+    begins: Tensor
+    """bool `[S, C]`, whether an episode begins."""
+    state: State
+    """Before the first step, leaves `[C, ...]`."""
     task: Tensor | None = None
-    """int64 `[B]`: the output of the value head that each row belongs to; None where there is one alone."""
+    """int64: the output of the value head that each row belongs to; None where there is one alone."""
 
     def only(self, valid: Tensor) -> "Batch":
-        """The same rows, with zeros in those that are not valid: whatever stood there, it cannot spread."""
+        """The same rows, with zeros in those that are not valid: whatever stood there, it cannot spread.
+
+        Args:
+            valid: bool `[S, C]`.
+        """
 
         def keep(x: Tensor) -> Tensor:
-            return torch.where(valid.view(-1, *(1,) * (x.ndim - 1)), x, 0)
+            # A mask without any legal choice would be worse than one in which all are.
+            return torch.where(valid.view(*valid.shape, *(1,) * (x.ndim - 2)), x, x.dtype == torch.bool)
 
-        return self._map(keep)
+        return self._map(keep, self.begins, self.state)
 
     def take(self, index: Tensor) -> "Batch":
-        """The rows that `index` names."""
-        return self._map(lambda x: x.index_select(0, index))
+        """The columns that `index` names, `[S * len(index), ...]`; `begins` stays `[S, len(index)]`."""
+        state = tree_map(lambda x: x.index_select(0, index), self.state)
+        return self._map(lambda x: x.index_select(1, index).flatten(0, 1), self.begins.index_select(1, index), state)
 
-    def _map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
+    def _map(self, function: Callable[[Tensor], Tensor], begins: Tensor, state: State) -> "Batch":
         return Batch(
-            function(self.observation),
-            function(self.action),
-            function(self.log_prob),
-            function(self.advantage),
-            function(self.target),
-            function(self.old_value),
-            None if self.task is None else function(self.task),
+            observation=tree_map(function, self.observation),
+            action=tree_map(function, self.action),
+            action_mask=None if self.action_mask is None else tree_map(function, self.action_mask),
+            log_prob=function(self.log_prob),
+            advantage=function(self.advantage),
+            target=function(self.target),
+            old_value=function(self.old_value),
+            begins=begins,
+            state=state,
+            task=None if self.task is None else function(self.task),
         )
+
+
+def chunked(x: Tensor, length: int) -> Tensor:
+    """`[T, N, ...] -> [length, T / length * N, ...]`: columns of so many steps, a column's chunks N apart."""
+    return x.unflatten(0, (-1, length)).transpose(0, 1).flatten(1, 2)

@@ -31,7 +31,8 @@ class RunInfo:
     tasks: tuple[str, ...]
     """Names of the tasks that the environments play; empty where there is one alone."""
     custom: tuple[str, ...]
-    """Parts that were handed over as objects, which no config can rebuild: `env`, `network`, `value`, `objective`."""
+    """Parts that were handed over as objects, which no config can rebuild: some of `env`, `network`, `value`,
+    `action_head`, `objective`."""
 
 
 def create(config: Config) -> Path:

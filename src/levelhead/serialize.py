@@ -61,6 +61,8 @@ def _read(kind: Any, data: Any, name: str) -> Any:
         if data is None and type(None) in args:
             return None
         return _read(next(a for a in args if a is not type(None)), data, name)
+    if kind is Any:
+        return data
     if isinstance(data, bool):  # which Python counts among the numbers
         if kind is bool:
             return data
@@ -69,8 +71,10 @@ def _read(kind: Any, data: Any, name: str) -> Any:
         return data
     if origin is tuple and isinstance(data, list | tuple):
         return tuple(_read(args[0], x, name) for x in cast("list[Any]", data))
+    if origin is list and isinstance(data, list | tuple):
+        return [_read(args[0], x, name) for x in cast("list[Any]", data)]
     if origin is dict and isinstance(data, dict):
-        return dict(cast("dict[Any, Any]", data))
+        return {str(key): _read(args[1], x, name) for key, x in cast("dict[Any, Any]", data).items()}
     if kind is Schedule and isinstance(data, Schedule | str | Real):
         try:
             return schedule(data if isinstance(data, Schedule | str) else float(data))

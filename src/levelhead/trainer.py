@@ -16,10 +16,11 @@ from levelhead.health import Health
 from levelhead.learner import Learner
 from levelhead.metrics import to_host
 from levelhead.networks import Policy
-from levelhead.numerics import explained_variance, moments
+from levelhead.numerics import explained_variance, moments, pick
 from levelhead.returns import gae
-from levelhead.rollout import Batch, Rollout
+from levelhead.rollout import Batch, Rollout, chunked
 from levelhead.schedules import Schedule
+from levelhead.tree import Tree, by_path, tree_map
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class TrainerSettings:
     lam: float
     beta: Schedule | None
     """Retention of the value head's statistics; None leaves it to the head."""
+    chunk: int
+    """Steps that are learned from in order, in one piece; 1 without memory."""
 
 
 @dataclass(frozen=True)
@@ -154,31 +157,36 @@ class Trainer:
         for k, mask in enumerate(masks):
             metrics |= self._task_metrics(k, mask, rollout, advantage, target, y)
 
+        def columns(tree: Tree) -> Tree:
+            return tree_map(lambda x: chunked(x, self.settings.chunk), tree)
+
         batch = Batch(
-            observation=self.policy.prepare(rollout.observation).flatten(0, 1),
-            action=rollout.action.flatten(0, 1),
-            log_prob=rollout.log_prob.flatten(),
-            advantage=self.advantage(advantage, target, masks, head.std).flatten(),
-            target=y.flatten(),
-            old_value=head.normalize(rollout.value, task=rollout.task).flatten(),
-            task=None if rollout.task is None else rollout.task.flatten(),
+            observation=columns(self.policy.reader(rollout.observation)),
+            action=columns(rollout.action),
+            action_mask=None if rollout.action_mask is None else columns(rollout.action_mask),
+            log_prob=columns(rollout.log_prob),
+            advantage=columns(self.advantage(advantage, target, masks, head.std)),
+            target=columns(y),
+            old_value=columns(head.normalize(rollout.value, task=rollout.task)),
+            begins=columns(rollout.begins),
+            state=tree_map(lambda x: x.flatten(0, 1), rollout.state),
+            task=None if rollout.task is None else columns(rollout.task),
         )
         with torch.enable_grad():
-            metrics |= self.learner.learn(batch, valid.flatten(), healthy, self.iteration)
+            metrics |= self.learner.learn(batch, columns(valid), healthy, self.iteration)
         health.flags.update(self.learner.faults())
 
-        if self.policy.normalizer is not None:
-            flat = rollout.observation.reshape(valid.numel(), -1)
-            self.policy.normalizer.update(moments(flat, valid.reshape(-1, 1)), apply=health.ok)
+        self.policy.reader.update(rollout.observation, valid, apply=health.ok)
         return health, metrics
 
     def _preservation_error(self, rollout: Rollout, had_scale: Tensor) -> Tensor:
         """How far outputs moved with their statistics, at most, in stds; one's first scale has nothing to preserve."""
-        task, std = None, self.policy.value_head.std
+        head = self.policy.value_head
+        task, std = None, head.std
         if rollout.task is not None:
             task = rollout.task[-1]
             std, had_scale = std[task], had_scale[task]
-        error = (self.policy.value(rollout.observation[-1], task) - rollout.value[-1]).abs() / std
+        error = (pick(head(rollout.last_features), task) - rollout.value[-1]).abs() / std
         worst = torch.where(had_scale, error, -1.0).max()
         return torch.where(worst >= 0, worst, torch.nan)
 
@@ -233,7 +241,7 @@ def _health(rollout: Rollout, advantage: Tensor) -> Health:
     health = Health(
         rollout.valid,
         {
-            "observation": rollout.observation,
+            **{f"observation {path}".rstrip(): x for path, x in by_path(rollout.observation).items()},
             "log-probability": rollout.log_prob,
             "reward": rollout.reward,
             "value": rollout.value,

@@ -1,4 +1,4 @@
-"""Nested tensors: a leaf is a tensor, a node is a tuple (plain or named) or a dict of trees."""
+"""Nested values: a node is a tuple (plain or named) or a dict of trees, anything else is a leaf, tensors mostly."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias, cast
@@ -6,42 +6,61 @@ from typing import Any, TypeAlias, cast
 from torch import Tensor
 
 Tree: TypeAlias = Any
-"""A tensor, or tuples and dicts of trees. (Python's type checkers cannot follow named tuples in a recursive alias.)"""
+"""A leaf, or tuples and dicts of trees. (Python's type checkers cannot follow named tuples in a recursive alias.)"""
 
 
-def tree_map(function: Callable[..., Tensor], tree: Tree, *others: Tree) -> Tree:
+def tree_map(function: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
     """A tree of the same structure whose leaves are `function(leaf, *leaves of the others in the same place)`.
 
     Raises:
         ValueError: the trees differ in structure.
     """
-    if isinstance(tree, Tensor):
-        if any(not isinstance(other, Tensor) for other in others):
-            raise ValueError(f"trees differ: a tensor against {[type(other).__name__ for other in others]}")
-        return function(tree, *others)
     if isinstance(tree, dict):
         node = cast("dict[str, Tree]", tree)
         if any(not isinstance(other, dict) or other.keys() != node.keys() for other in others):
             raise ValueError(f"trees differ: keys {sorted(node)} against {others}")
         return {key: tree_map(function, node[key], *(other[key] for other in others)) for key in node}
-    children = cast("tuple[Tree, ...]", tree)
-    if any(not isinstance(other, tuple) or len(other) != len(children) for other in others):
-        raise ValueError(f"trees differ: {len(children)} children against {[type(other).__name__ for other in others]}")
-    mapped = [tree_map(function, *nodes) for nodes in zip(children, *others, strict=True)]
-    make = getattr(type(children), "_make", tuple)
-    return make(mapped)
+    if isinstance(tree, tuple):
+        children = cast("tuple[Tree, ...]", tree)
+        if any(not isinstance(other, tuple) or len(other) != len(children) for other in others):
+            kinds = [type(other).__name__ for other in others]
+            raise ValueError(f"trees differ: {len(children)} children against {kinds}")
+        mapped = [tree_map(function, *nodes) for nodes in zip(children, *others, strict=True)]
+        make = getattr(type(children), "_make", tuple)
+        return make(mapped)
+    if any(isinstance(other, dict | tuple) for other in others):
+        raise ValueError(f"trees differ: a leaf against {[type(other).__name__ for other in others]}")
+    return function(tree, *others)
 
 
-def tree_leaves(tree: Tree) -> list[Tensor]:
-    """The tensors of a tree, in order."""
-    leaves: list[Tensor] = []
-
-    def keep(leaf: Tensor) -> Tensor:
-        leaves.append(leaf)
-        return leaf
-
-    tree_map(keep, tree)
+def tree_leaves(tree: Tree) -> list[Any]:
+    """The leaves of a tree, in order."""
+    leaves: list[Any] = []
+    tree_map(leaves.append, tree)
     return leaves
+
+
+def by_path(tree: Tree) -> dict[str, Any]:
+    """The leaves by their path: keys and positions on the way joined by `/`; a lone leaf's path is empty.
+
+    Raises:
+        ValueError: a key holds a `/`.
+    """
+    return dict(zip(tree_leaves(paths(tree)), tree_leaves(tree), strict=True))
+
+
+def paths(tree: Tree, prefix: str = "") -> Tree:
+    """A tree of the same structure whose leaves are their own paths, as in `by_path`."""
+    if isinstance(tree, dict):
+        node = cast("dict[str, Tree]", tree)
+        if any("/" in key for key in node):
+            raise ValueError(f"keys must not hold a slash: {sorted(node)}")
+        return {key: paths(child, f"{prefix}/{key}" if prefix else key) for key, child in node.items()}
+    if isinstance(tree, tuple):
+        children = cast("tuple[Tree, ...]", tree)
+        make = getattr(type(children), "_make", tuple)
+        return make([paths(child, f"{prefix}/{i}" if prefix else str(i)) for i, child in enumerate(children)])
+    return prefix
 
 
 def restore(own: Mapping[str, Tensor], state: Mapping[str, Tensor], what: str) -> None:

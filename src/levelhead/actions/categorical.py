@@ -154,8 +154,8 @@ class MultiCategoricalHead(ActionHead):
         return codes.to(self.linear.weight.dtype)
 
     def legal(self, mask: Tree) -> Tensor:
-        table = require_mask(mask, self.code_dim)[..., self.index] & self.exists
-        return table.any(-1).all(-1)
+        parts = require_mask(mask, self.code_dim).split(self.actions, -1)
+        return torch.stack([part.any(-1) for part in parts]).all(0)
 
 
 def gumbel(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

@@ -13,8 +13,12 @@ from torch import Tensor
 
 from levelhead.envs.vec import Step, VecEnv
 from levelhead.errors import ConfigError
+from levelhead.masks import MASK_KEY, read_mask, split_mask, without_mask
+from levelhead.spaces import Space, space_tree
+from levelhead.tree import Tree, tree_map
 
 Array = npt.NDArray[Any]
+Bools = npt.NDArray[np.bool_]
 
 
 class GymnasiumVecEnv(VecEnv):
@@ -22,6 +26,9 @@ class GymnasiumVecEnv(VecEnv):
 
     All three autoreset modes tell the same story: every episode's true final observation reaches the caller, and rows
     in which an environment was only being reset are marked invalid.
+
+    Masks of legal actions are taken from the key `action_mask` of a Dict observation, which the policy then doesn't
+    observe, or from that key of the info of `reset` and every step.
 
     Args:
         env: a vector environment whose metadata name its autoreset mode.
@@ -40,18 +47,21 @@ class GymnasiumVecEnv(VecEnv):
             ) from error
         self.env = env
         self.num_envs = env.num_envs
-        self.observation_space = env.single_observation_space
+        self.observation_space, self._mask_observed = without_mask(env.single_observation_space)
         self.action_space = env.single_action_space
+        self._action_tree = space_tree(self.action_space)
         self._resetting = np.zeros(self.num_envs, dtype=np.bool_)
+        self._masked = False
 
-    def reset(self, seed: int) -> Tensor:
-        observation, _ = self.env.reset(seed=seed)
+    def reset(self, seed: int) -> Tree:
+        observation, info = self.env.reset(seed=seed)
         self._resetting = np.zeros(self.num_envs, dtype=np.bool_)
-        return torch.from_numpy(observation)
+        self._masked = self._mask_observed or MASK_KEY in info
+        self.action_mask = self._mask(observation, info, ~self._resetting)
+        return self._tensors(observation)
 
-    def step(self, action: Tensor) -> Step:
-        array = action.cpu().numpy().astype(self.action_space.dtype, copy=False)
-        observation, reward, terminated, truncated, info = self.env.step(array)
+    def step(self, action: Tree) -> Step:
+        observation, reward, terminated, truncated, info = self.env.step(tree_map(_array, self._action_tree, action))
         ended = terminated | truncated
         valid = final = None
         match self.mode:
@@ -59,15 +69,21 @@ class GymnasiumVecEnv(VecEnv):
                 if self._resetting.any():
                     valid = torch.from_numpy(~self._resetting)
                 self._resetting = ended
+                self.action_mask = self._mask(observation, info, ~ended)
             case AutoresetMode.SAME_STEP:
                 if ended.any():
-                    final = _with_rows(observation, ended, info["final_obs"])
+                    final = self._with_rows(observation, ended, info["final_obs"])
+                self.action_mask = self._mask(observation, info, np.ones_like(ended))
             case AutoresetMode.DISABLED:
+                self.action_mask = self._mask(observation, info, ~ended)
                 if ended.any():
-                    final = torch.from_numpy(observation.copy())
-                    observation, _ = self.env.reset(options={"reset_mask": ended})
+                    final = tree_map(torch.clone, self._tensors(observation))
+                    observation, fresh = self.env.reset(options={"reset_mask": ended})
+                    first = self._mask(observation, fresh, ended)
+                    if self.action_mask is not None:
+                        self.action_mask = tree_map(torch.bitwise_and, self.action_mask, first)
         return Step(
-            torch.from_numpy(observation),
+            self._tensors(observation),
             torch.from_numpy(np.asarray(reward)),
             torch.from_numpy(terminated),
             torch.from_numpy(truncated),
@@ -78,16 +94,55 @@ class GymnasiumVecEnv(VecEnv):
     def close(self) -> None:
         self.env.close()
 
+    def _tensors(self, observation: Any) -> Tree:
+        return tree_map(torch.from_numpy, split_mask(observation, self.observation_space)[0])
 
-def _with_rows(observation: Array, rows: Array, replacements: Sequence[Array]) -> Tensor:
-    final = observation.copy()
-    for i in np.flatnonzero(rows).tolist():
-        final[i] = replacements[i]
-    return torch.from_numpy(final)
+    def _with_rows(self, observation: Any, rows: Bools, replacements: Sequence[Any]) -> Tree:
+        """Batched observations in which some rows are replaced by single ones."""
+        final = tree_map(np.copy, split_mask(observation, self.observation_space)[0])
+        for i in np.flatnonzero(rows).tolist():
+            single, _ = split_mask(replacements[i], self.observation_space)
+            tree_map(lambda x, row, i=i: x.__setitem__(i, row), final, single)
+        return tree_map(torch.from_numpy, final)
+
+    def _mask(self, observation: Any, info: Mapping[str, Any], needed: Bools) -> Tree | None:
+        """What is legal in the rows that need a mask; True throughout in the others."""
+        if not self._masked:
+            if MASK_KEY in info:
+                raise ConfigError(f"the environments' info holds {MASK_KEY!r} after a step, and did not after reset")
+            return None
+        if self._mask_observed:
+            raw = observation[MASK_KEY]
+        else:
+            given: Bools = info.get(f"_{MASK_KEY}", np.zeros(self.num_envs, dtype=np.bool_))
+            if (needed & ~given).any():
+                missing = np.flatnonzero(needed & ~given).tolist()
+                raise ConfigError(f"the info of environments {missing} holds no {MASK_KEY!r}; it did after reset")
+            if not given.any():
+                return tree_map(torch.ones_like, self.action_mask)
+            raw = _filled(info[MASK_KEY], given)
+        ignored = torch.from_numpy(~needed).unsqueeze(-1)
+        return tree_map(lambda mask: mask | ignored, read_mask(raw, self.action_space, self.num_envs))
+
+
+def _filled(raw: Any, given: Bools) -> Any:
+    """Masks in which what a row lacks is that of another one, so that all can be read."""
+    if not (isinstance(raw, np.ndarray) and raw.dtype == object) or given.all():
+        return raw
+    filled = raw.copy()
+    for i in np.flatnonzero(~given).tolist():
+        filled[i] = raw[np.flatnonzero(given)[0]]
+    return filled
+
+
+def _array(space: Space, action: Tensor) -> Array:
+    return action.cpu().numpy().astype(space.dtype, copy=False)
 
 
 def make_gymnasium(
-    env: str | Callable[[], gym.Env[Any, Any]], num_envs: int, kwargs: Mapping[str, Any] | None = None
+    env: str | Callable[[], gym.Env[Any, Any]],
+    num_envs: int,
+    kwargs: Mapping[str, Any] | None = None,
 ) -> GymnasiumVecEnv:
     """N environments in this process, by registered id or by a function that makes one.
 

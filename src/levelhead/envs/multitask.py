@@ -1,5 +1,7 @@
 """Several kinds of environments as one, for a policy that plays them all."""
 
+import itertools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,7 +14,7 @@ from levelhead.envs.gymnasium import make_gymnasium
 from levelhead.envs.vec import Step, VecEnv
 from levelhead.errors import ConfigError
 from levelhead.seeding import Stream, derive
-from levelhead.spaces import require_action, require_observation
+from levelhead.tree import Tree, tree_map
 
 SEPARATOR = "+"
 
@@ -23,7 +25,7 @@ class MultiTaskVecEnv(VecEnv):
     An observation is flattened, filled up with zeros to the longest, and followed by a one-hot code of the task.
     Box actions live in [-1, 1] and are as many as the most that a task takes: each task reads the first of them,
     rescaled to its own bounds; the rest of them the policy draws in vain, and counts in its log-probability and
-    entropy. Discrete actions must be alike in all tasks. An observation normaliser would mix what the tasks have in one
+    entropy. Other actions must be alike in all tasks. An observation normaliser would mix what the tasks have in one
     place.
 
     Args:
@@ -44,18 +46,22 @@ class MultiTaskVecEnv(VecEnv):
         self._counts = [member.num_envs for member in self.members]
         self.num_envs = sum(self._counts)
         self.task = torch.arange(len(members)).repeat_interleave(torch.tensor(self._counts))
-        sizes = [np.prod(require_observation(m.observation_space).shape, dtype=int) for m in self.members]
+        sizes = [_size(name, member.observation_space) for name, member in members.items()]
         self._width = int(max(sizes))
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, (self._width + len(members),))
         self.action_space = _common_actions({name: member.action_space for name, member in members.items()})
 
     def reset(self, seed: int) -> Tensor:
         first = [member.reset(derive(seed, Stream.TASK, k)) for k, member in enumerate(self.members)]
+        self._join_masks()
         return torch.cat([self._padded(k, x) for k, x in enumerate(first)])
 
-    def step(self, action: Tensor) -> Step:
-        actions = action.split(self._counts)
-        steps = [m.step(_own_action(m.action_space, a)) for m, a in zip(self.members, actions, strict=True)]
+    def step(self, action: Tree) -> Step:
+        steps: list[Step] = []
+        for member, end in zip(self.members, itertools.accumulate(self._counts), strict=True):
+            own = tree_map(lambda x, start=end - member.num_envs, stop=end: x[start:stop], action)
+            steps.append(member.step(_own_action(member.action_space, own)))
+        self._join_masks()
         valid = final = None
         if any(step.valid is not None for step in steps):
             valid = torch.cat(
@@ -77,6 +83,19 @@ class MultiTaskVecEnv(VecEnv):
         for member in self.members:
             member.close()
 
+    def _join_masks(self) -> None:
+        """One mask for all, if any member has one; the others' rows are legal throughout."""
+        masks = [member.action_mask for member in self.members]
+        given = next((mask for mask in masks if mask is not None), None)
+        if given is None:
+            self.action_mask = None
+            return
+        whole = [
+            tree_map(lambda x, n=n: x.new_ones(n, x.shape[1]), given) if mask is None else mask
+            for mask, n in zip(masks, self._counts, strict=True)
+        ]
+        self.action_mask = tree_map(lambda *parts: torch.cat(parts), *whole)
+
     def _padded(self, task: int, observation: Tensor) -> Tensor:
         flat = observation.reshape(len(observation), -1)
         padded = torch.zeros(len(flat), self._width + len(self.tasks), device=flat.device)
@@ -85,25 +104,27 @@ class MultiTaskVecEnv(VecEnv):
         return padded
 
 
+def _size(name: str, space: gym.Space[Any]) -> int:
+    if not isinstance(space, gym.spaces.Box):
+        raise ConfigError(f"the observations of task {name} are {space}; accepted where there are several tasks: Box")
+    return math.prod(space.shape)
+
+
 def _common_actions(spaces: Mapping[str, gym.Space[Any]]) -> gym.Space[Any]:
-    listed = ", ".join(f"{name} {space}" for name, space in spaces.items())
-    boxes = [space for space in spaces.values() if isinstance(require_action(space), gym.spaces.Box)]
     first = next(iter(spaces.values()))
-    if not boxes:
-        if any(space != first for space in spaces.values()):
-            raise ConfigError(f"tasks with discrete actions must share one space; these have {listed}")
+    if all(space == first for space in spaces.values()) and not isinstance(first, gym.spaces.Box):
         return first
-    if len(boxes) < len(spaces):
-        raise ConfigError(f"tasks must all have Box or all Discrete actions; these have {listed}")
     for name, space in spaces.items():
-        assert isinstance(space, gym.spaces.Box)
+        if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
+            listed = ", ".join(f"{name} {space}" for name, space in spaces.items())
+            raise ConfigError(f"tasks must have Box actions with one axis, or all the same space; these have {listed}")
         if not space.is_bounded():
             raise ConfigError(f"the actions of task {name} need bounds to be rescaled to; they are {space}")
-    sizes = [space.shape[0] for space in boxes if space.shape is not None]
+    sizes = [space.shape[0] for space in spaces.values() if isinstance(space, gym.spaces.Box)]
     return gym.spaces.Box(-1.0, 1.0, (max(sizes),))
 
 
-def _own_action(space: gym.Space[Any], action: Tensor) -> Tensor:
+def _own_action(space: gym.Space[Any], action: Tree) -> Tree:
     """What an action in the common space means in a task's own."""
     if not isinstance(space, gym.spaces.Box):
         return action

@@ -6,11 +6,13 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 from torch import Tensor
 
+from levelhead.tree import Tree
+
 
 class Step(NamedTuple):
     """What N environments answer to N actions. Tensors may be views of buffers that the next step overwrites."""
 
-    observation: Tensor
+    observation: Tree
     """`[N, ...]`, what the next action is chosen on: where an episode has been reset, the next one's first."""
     reward: Tensor
     """`[N]`."""
@@ -20,7 +22,7 @@ class Step(NamedTuple):
     """`[N]` bool: the episode was cut short, by a time limit say; something would have followed."""
     valid: Tensor | None = None
     """`[N]` bool: False where the environment was only being reset and the action was ignored. None: all valid."""
-    final_observation: Tensor | None = None
+    final_observation: Tree | None = None
     """`[N, ...]`: in the rows of episodes that just ended, their last observation; other rows repeat `observation`.
     None: `observation` is the true successor in every row."""
 
@@ -35,6 +37,11 @@ class VecEnv(ABC):
             of advantages are kept apart by task.
         task: `[N]` int64, the task that each environment is playing now; it may change with a new episode. None where
             there is one alone.
+        action_mask: what is legal now, bool: `[N, choices]`, or a dict of these by the paths of an action's parts, as
+            `ActionHead.legal` of the policy's head takes it. True throughout in rows whose action will be ignored.
+            None, before and after every step, where everything is legal always.
+
+    Observations and actions are tensors, or tuples and dicts of tensors as the spaces nest them.
     """
 
     num_envs: int
@@ -42,13 +49,14 @@ class VecEnv(ABC):
     action_space: gym.Space[Any]
     tasks: tuple[str, ...] = ()
     task: Tensor | None = None
+    action_mask: Tree | None = None
 
     @abstractmethod
-    def reset(self, seed: int) -> Tensor:
+    def reset(self, seed: int) -> Tree:
         """Starts new episodes everywhere, seeded by one number; the first observations, `[N, ...]`."""
 
     @abstractmethod
-    def step(self, action: Tensor) -> Step:
+    def step(self, action: Tree) -> Step:
         """Applies `[N, ...]` actions that lie within the action space, on the policy's device."""
 
     @abstractmethod

@@ -1,7 +1,27 @@
 """Networks: from observations to the features that action and value heads read."""
 
+from levelhead.networks.encoders import Encoder, ImageEncoder, ImpalaCNN, NatureCNN
+from levelhead.networks.memory import GRU, LSTM, Memory
 from levelhead.networks.mlp import Activation, mlp
+from levelhead.networks.network import Network, State, Torso
 from levelhead.networks.normalizer import ObservationNormalizer
-from levelhead.networks.policy import Network, Policy
+from levelhead.networks.observation import ObservationReader
+from levelhead.networks.policy import Policy
 
-__all__ = ["Activation", "Network", "ObservationNormalizer", "Policy", "mlp"]
+__all__ = [
+    "GRU",
+    "LSTM",
+    "Activation",
+    "Encoder",
+    "ImageEncoder",
+    "ImpalaCNN",
+    "Memory",
+    "NatureCNN",
+    "Network",
+    "ObservationNormalizer",
+    "ObservationReader",
+    "Policy",
+    "State",
+    "Torso",
+    "mlp",
+]

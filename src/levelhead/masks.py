@@ -1,0 +1,143 @@
+"""Masks of legal actions, in the forms in which environments give them."""
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from levelhead.errors import ConfigError
+from levelhead.spaces import Space, choices_of
+from levelhead.tree import Tree
+
+Array = npt.NDArray[Any]
+MASK_KEY = "action_mask"
+"""Where environments put masks, in an observation that is a dict or in the info of a step."""
+
+
+def without_mask(space: Space) -> tuple[Space, bool]:
+    """An observation space without the mask that it may hold, and whether it held one."""
+    if not isinstance(space, gym.spaces.Dict) or MASK_KEY not in space.spaces:
+        return space, False
+    return gym.spaces.Dict([(key, child) for key, child in space.spaces.items() if key != MASK_KEY]), True
+
+
+def split_mask(observation: Any, space: Space) -> tuple[Any, Any]:
+    """An observation without the mask that it may hold beside what `space` has, and that mask or None."""
+    if not isinstance(observation, dict) or not isinstance(space, gym.spaces.Dict) or MASK_KEY in space.spaces:
+        return observation, None
+    return {key: x for key, x in observation.items() if key != MASK_KEY}, observation.get(MASK_KEY)
+
+
+def batch_of_one(raw: Any) -> Any:
+    """The mask of one environment as that of a batch of one."""
+    if raw is None:
+        return None
+    if isinstance(raw, dict):
+        return {key: batch_of_one(part) for key, part in raw.items()}
+    return tuple(batch_of_one(part) for part in raw) if isinstance(raw, tuple) else np.asarray(raw)[None]
+
+
+def read_mask(raw: Any, space: Space, num_envs: int) -> Tree:
+    """Masks of N environments as action heads take them: bool `[N, choices]`, or a dict of these by path.
+
+    Args:
+        raw: as N environments gave it, batched by Gymnasium. Of a discrete space: one number per choice, those of a
+            MultiDiscrete side by side or as a tuple with an array for each; nothing but 0 means legal. Of a Tuple or
+            Dict: the same, nested, where parts without a mask may be missing or None.
+        space: of the actions.
+        num_envs: N.
+
+    Raises:
+        ConfigError: the mask doesn't fit the space.
+    """
+    if isinstance(space, gym.spaces.Dict | gym.spaces.Tuple):
+        masks = _by_path(raw, space, num_envs, "")
+        if not masks:
+            raise ConfigError(f"the action mask {raw!r} has nothing for any discrete part of {space}")
+        return masks
+    return _leaf(raw, space, num_envs, "")
+
+
+def _by_path(raw: Any, space: Space, num_envs: int, path: str) -> dict[str, Tensor]:
+    match space:
+        case gym.spaces.Dict():
+            given, children = _as_dict(raw, path), dict(space.spaces)
+        case gym.spaces.Tuple():
+            given = {str(i): part for i, part in enumerate(_as_tuple(raw, num_envs))}
+            children = {str(i): child for i, child in enumerate(space.spaces)}
+        case _:
+            return {path: _leaf(raw, space, num_envs, path)}
+    unknown = [key for key in given if key not in children]
+    if unknown:
+        raise ConfigError(f"the action mask has parts {unknown} that the action space {space} lacks")
+    masks: dict[str, Tensor] = {}
+    for key, part in given.items():
+        if not _nothing(part):
+            masks |= _by_path(part, children[key], num_envs, f"{path}/{key}" if path else key)
+    return masks
+
+
+def _as_dict(raw: Any, path: str) -> dict[str, Any]:
+    if not isinstance(raw, dict):
+        raise ConfigError(f"the action mask of {path or 'a Dict space'} is {type(raw).__name__}; expected a dict")
+    # Gymnasium marks which environments gave a part, under its name with an underscore before it.
+    return {key: part for key, part in raw.items() if not (key.startswith("_") and key[1:] in raw)}
+
+
+def _as_tuple(raw: Any, num_envs: int) -> tuple[Any, ...]:
+    """Parts with N rows each, from a tuple of them or from an array with a tuple for each environment."""
+    if isinstance(raw, tuple):
+        return raw
+    return tuple(_object_array(column) for column in zip(*raw, strict=True)) if len(raw) == num_envs else tuple(raw)
+
+
+def _object_array(items: tuple[Any, ...]) -> Array:
+    array = np.empty(len(items), dtype=object)
+    for i, item in enumerate(items):
+        array[i] = item
+    return array
+
+
+def _nothing(part: Any) -> bool:
+    return part is None or (isinstance(part, np.ndarray) and part.dtype == object and all(x is None for x in part))
+
+
+def _leaf(raw: Any, space: Space, num_envs: int, path: str) -> Tensor:
+    named = f"the action mask of {path!r}" if path else "the action mask"
+    if isinstance(space, gym.spaces.Box):
+        raise ConfigError(f"{named} masks {space}; only discrete choices can be masked")
+    choices = sum(choices_of(space)[0])
+    try:
+        if isinstance(raw, tuple):
+            flat = np.concatenate([np.asarray(part).reshape(num_envs, -1) for part in raw], axis=1)
+        elif isinstance(raw, np.ndarray) and raw.dtype == object:
+            flat = np.stack([_row(row) for row in raw])
+        else:
+            flat = np.asarray(raw).reshape(num_envs, -1)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{named} cannot be read: {error}") from error
+    if flat.shape != (num_envs, choices):
+        raise ConfigError(f"{named} has {flat.shape[1]} entries for each environment; {space} has {choices} choices")
+    return torch.from_numpy(flat != 0)
+
+
+def _row(row: Any) -> Array:
+    return np.concatenate([np.asarray(part).ravel() for part in row]) if isinstance(row, tuple) else np.ravel(row)
+
+
+def require_legal(legal: Tensor, row: str) -> None:
+    """Refuses masks that leave nothing to choose.
+
+    Args:
+        legal: bool `[N]`, of `ActionHead.legal`.
+        row: what is counted, for the message.
+
+    Raises:
+        ConfigError: one does; names the rows.
+    """
+    if not bool(legal.all()):
+        stuck = (~legal).nonzero().flatten().tolist()
+        raise ConfigError(f"the action mask of {row} {', '.join(map(str, stuck))} leaves nothing legal")

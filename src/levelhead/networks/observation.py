@@ -1,0 +1,198 @@
+"""Observations as environments give them, brought to what networks read."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import one_hot
+
+from levelhead.errors import ConfigError
+from levelhead.networks.normalizer import ObservationNormalizer
+from levelhead.numerics import moments
+from levelhead.spaces import Space, choices_of, observation_tree
+from levelhead.tree import Tree, paths, tree_leaves, tree_map
+
+SMALLEST_IMAGE = 32
+"""Bytes with three axes, of which two are at least this long, are an image."""
+
+
+class Reader(nn.Module, ABC):
+    """One part of an observation, `[L, *raw_shape]` of any dtype to `[L, *shape]`, L being any leading shape."""
+
+    def __init__(self, raw_shape: tuple[int, ...], shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.raw_shape = raw_shape
+        self.shape = shape
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """What networks read."""
+
+    def update(self, x: Tensor, valid: Tensor, apply: Tensor) -> None:
+        """Takes valid samples into the statistics, if there are any, where `apply` (0-d bool)."""
+
+
+class Numbers(Reader):
+    """Real numbers, flattened to float32 `[L, D]`; with mean 0 and std 1 if normalised."""
+
+    def __init__(self, raw_shape: tuple[int, ...], normalize: bool) -> None:
+        super().__init__(raw_shape, (prod(raw_shape),))
+        self.normalizer = ObservationNormalizer(prod(raw_shape)) if normalize else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = self._flat(x).float()
+        return flat if self.normalizer is None else self.normalizer(flat)
+
+    def update(self, x: Tensor, valid: Tensor, apply: Tensor) -> None:
+        if self.normalizer is not None:
+            flat = self._flat(x).flatten(0, -2)
+            self.normalizer.update(moments(flat, valid.reshape(-1, 1)), apply)
+
+    def _flat(self, x: Tensor) -> Tensor:
+        return x.reshape(*x.shape[: x.ndim - len(self.raw_shape)], -1)
+
+
+class Image(Reader):
+    """Bytes `[L, H, W, C]` or `[L, C, H, W]` to bytes `[L, C, H, W]`: the shortest of the outer axes is the channels'.
+
+    They stay bytes, a quarter of the memory, until a network reads them.
+    """
+
+    def __init__(self, raw_shape: tuple[int, ...]) -> None:
+        first, middle, last = raw_shape
+        self._channels_last = last < first
+        super().__init__(raw_shape, (last, first, middle) if self._channels_last else raw_shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.movedim(-1, -3) if self._channels_last else x
+
+
+class Choices(Reader):
+    """Whole numbers out of a few each, as one-hot codes side by side, float32 `[L, sum(counts)]`."""
+
+    start: Tensor
+    exists: Tensor
+
+    def __init__(self, raw_shape: tuple[int, ...], counts: Sequence[int], start: Sequence[int]) -> None:
+        super().__init__(raw_shape, (sum(counts),))
+        most = torch.arange(max(counts))
+        self.register_buffer("start", torch.tensor(start), persistent=False)
+        self.register_buffer("exists", most < torch.tensor(counts).unsqueeze(1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        leading = x.shape[: x.ndim - len(self.raw_shape)]
+        index = x.reshape(*leading, -1).long() - self.start
+        return one_hot(index, self.exists.shape[1])[..., self.exists].float()
+
+
+class ObservationReader(nn.Module):
+    """All parts of an observation, in the environment's own structure.
+
+    Args:
+        space: of a single environment's observations.
+        normalize: bring every real number to mean 0 and std 1.
+
+    Attributes:
+        shapes: what networks read, by path: `(D,)` of float32, or `(C, H, W)` of bytes.
+
+    Raises:
+        ConfigError: the space has a part that nothing reads.
+    """
+
+    def __init__(self, space: Space, normalize: bool) -> None:
+        super().__init__()
+        self.space = space
+        tree = observation_tree(space)
+        self._paths = paths(tree)
+        self._readers = nn.ModuleList(_reader(leaf, normalize) for leaf in tree_leaves(tree))
+        self._index = {path: i for i, path in enumerate(tree_leaves(self._paths))}
+
+    def _reader_of(self, path: str) -> Reader:
+        reader = self._readers[self._index[path]]
+        assert isinstance(reader, Reader)
+        return reader
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {path: self._reader_of(path).shape for path in self._index}
+
+    def forward(self, observation: Tree) -> Tree:
+        """`[L, ...]` as the environment gives it to `[L, ...]` as networks read it."""
+        return tree_map(lambda path, x: self._reader_of(path)(x), self._paths, observation)
+
+    def tensors(self, observation: Any, device: torch.device) -> Tree:
+        """An observation of arrays, lists or tensors, in the space's structure, as tensors.
+
+        Raises:
+            ConfigError: its structure is another one.
+        """
+        try:
+            return _tensors(self._paths, observation, device)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ConfigError(f"the observation doesn't fit {self.space}: {error!r}") from error
+
+    def update(self, observation: Tree, valid: Tensor, apply: Tensor) -> None:
+        """Takes valid samples into the statistics, where `apply` (0-d bool).
+
+        Args:
+            observation: `[L, ...]`.
+            valid: `[L]` bool.
+            apply: where False, nothing changes.
+        """
+        tree_map(lambda path, x: self._reader_of(path).update(x, valid, apply), self._paths, observation)
+
+    def leading(self, observation: Tree) -> tuple[int, ...]:
+        """L: what comes before the shape of a single observation.
+
+        Raises:
+            ConfigError: structure or shapes are not those of the space, or its parts differ in L.
+        """
+        found: set[tuple[int, ...]] = set()
+
+        def look(path: str, x: Tensor) -> None:
+            shape = self._reader_of(path).raw_shape
+            cut = x.ndim - len(shape)
+            if cut < 0 or tuple(x.shape[cut:]) != shape:
+                name = f"observation {path!r}" if path else "observation"
+                raise ConfigError(f"{name} has shape {tuple(x.shape)}; expected {shape} or a batch of it")
+            found.add(tuple(x.shape[:cut]))
+
+        try:
+            tree_map(look, self._paths, observation)
+        except ValueError as error:
+            raise ConfigError(f"the observation doesn't fit {self.space}: {error}") from error
+        if len(found) > 1:
+            raise ConfigError(f"the observation's parts come in batches of different shapes: {sorted(found)}")
+        return found.pop()
+
+
+def _reader(space: Space, normalize: bool) -> Reader:
+    shape = space.shape or ()
+    if not isinstance(space, gym.spaces.Box):
+        return Choices(shape, *choices_of(space))
+    if is_image(space):
+        return Image(shape)
+    return Numbers(shape, normalize)
+
+
+def is_image(space: gym.spaces.Box) -> bool:
+    """Whether a Box holds bytes with three axes, two of them long enough to be those of an image."""
+    sides = sorted(space.shape)[1:]
+    return space.dtype == np.uint8 and len(space.shape) == 3 and min(sides) >= SMALLEST_IMAGE
+
+
+def _tensors(structure: Tree, observation: Any, device: torch.device) -> Tree:
+    """Along `structure`, as a lone tuple of numbers is an array where a part of real numbers is meant."""
+    if isinstance(structure, dict):
+        if sorted(observation) != sorted(structure):
+            raise ValueError(f"it has keys {sorted(observation)}")
+        return {key: _tensors(child, observation[key], device) for key, child in structure.items()}
+    if isinstance(structure, tuple):
+        return tuple(_tensors(s, x, device) for s, x in zip(structure, observation, strict=True))
+    x = observation if isinstance(observation, Tensor) else torch.from_numpy(np.array(observation))
+    return x.to(device)
