@@ -24,6 +24,7 @@ clipped rewards and observations.
 import argparse
 import functools
 import itertools
+import math
 import time
 from collections import defaultdict
 from dataclasses import dataclass, replace
@@ -99,7 +100,7 @@ def task_of(env_id: str, steps: int) -> ScaleTask:
         max_grad_norm=c.optimizer.max_grad_norm,
         adam_eps=c.optimizer.eps,
         hidden=c.network.actor,
-        log_std=c.network.log_std,
+        log_std=math.log(c.action.std(0.0)),
         normalize_observation=c.network.normalize_observation,
     )
     constant = c.ppo.value_coef.shape == c.ppo.clip_range.shape == "constant"

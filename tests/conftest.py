@@ -11,6 +11,7 @@ import torch
 
 import levelhead as lh
 from levelhead import checkpoint
+from toys import Hybrid, Pixels
 
 torch.set_num_threads(1)  # tensors are tiny here: a second thread only costs
 
@@ -83,6 +84,10 @@ def two_tasks():
     yield "Swing-v0+Hill-v0"
     for env_id in ("Swing-v0", "Hill-v0"):
         del gym.registry[env_id]
+
+
+gym.register("Hybrid-v0", Hybrid)
+gym.register("Pixels-v0", Pixels)
 
 
 @pytest.fixture

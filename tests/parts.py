@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from levelhead.build import build_policy
 from levelhead.config import Config, NetworkConfig
 from levelhead.learner import GroupSettings, Learner, LearnerSettings
-from levelhead.networks import Policy
+from levelhead.networks import ObservationNormalizer, Policy, State
 from levelhead.objectives import ClipObjective, Objective
 from levelhead.rollout import Batch
 from levelhead.schedules import constant
@@ -52,12 +52,39 @@ def make_batch(policy: Policy, rows: int, seed: int = 0) -> Batch:
     observation = torch.randn(rows, 3, generator=generator)
     move, advantage, target, old_value = torch.randn(4, rows, generator=generator)
     with torch.no_grad():
-        features = policy.actor_features(observation)
+        features, _ = features_of(policy, observation)
         action, parameters = policy.action_head.sample(features, policy.action_head.noise((rows,), generator))
         log_prob = policy.action_head.log_prob(parameters, action)
     tasks = policy.value_head.output_dim
     task = torch.randint(tasks, (rows,), generator=generator) if tasks > 1 else None
-    return Batch(observation, action, log_prob + 0.2 * move, advantage, target, old_value, task)
+    return batch_of(observation, action, log_prob + 0.2 * move, advantage, target, old_value, task)
+
+
+def batch_of(observation, action, log_prob, advantage, target, old_value, task=None) -> Batch:
+    """Rows `[B, ...]` as columns of one step each, without memory."""
+    given = (observation, action, log_prob, advantage, target, old_value, task)
+    x = [None if t is None else t.unsqueeze(0) for t in given]
+    begins = torch.ones(1, len(log_prob), dtype=torch.bool)
+    return Batch(x[0], x[1], None, *x[2:6], begins=begins, state=State((), (), ()), task=x[6])
+
+
+def run_torso(torso, x):
+    """What a torso without memory answers."""
+    return torso(x, (), None)[0]
+
+
+def normalizer_of(policy: Policy) -> ObservationNormalizer:
+    """The only one."""
+    (normalizer,) = (module for module in policy.modules() if isinstance(module, ObservationNormalizer))
+    return normalizer
+
+
+def features_of(policy: Policy, x: torch.Tensor):
+    """What the heads read of `[L, ...]` that the reader answered, each row the first of an episode."""
+    rows = x.flatten(0, -2)
+    reset = torch.ones(1, len(rows), dtype=torch.bool)
+    actor, critic = policy.features(rows, policy.network.initial_state(len(rows)), reset)
+    return actor.unflatten(0, x.shape[:-1]), critic.unflatten(0, x.shape[:-1])
 
 
 def make_learner(policy: Policy, objective: Objective | None = None, seed: int = 1, **changes) -> Learner:
@@ -69,7 +96,7 @@ def make_learner(policy: Policy, objective: Objective | None = None, seed: int =
 
 def learn(learner: Learner, batch: Batch, valid=None, healthy: bool = True, iteration: int = 0):
     """`Learner.learn` with every row valid where nothing else is said."""
-    valid = torch.ones(len(batch.advantage), dtype=torch.bool) if valid is None else valid
+    valid = torch.ones_like(batch.advantage, dtype=torch.bool) if valid is None else valid.view(1, -1)
     return learner.learn(batch, valid, torch.tensor(healthy), iteration)
 
 
@@ -88,7 +115,7 @@ class Probe(ClipObjective):
 
     def minibatches(self, batch: Batch):
         """Per minibatch: indices into `batch` (None for a row that isn't in it), and weights."""
-        row = {x: i for i, x in enumerate(batch.advantage.tolist())}
+        row = {x: i for i, x in enumerate(batch.advantage.flatten().tolist())}
         return [([row.get(x) for x in advantage.tolist()], probe.grad.tolist()) for advantage, probe in self.seen]
 
 

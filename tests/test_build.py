@@ -1,5 +1,6 @@
 """From config to objects."""
 
+import math
 from typing import get_args
 
 import gymnasium as gym
@@ -13,7 +14,9 @@ from levelhead.advantages import HeadScaledAdvantage, PercentileAdvantage, RawAd
 from levelhead.build import build_action_head, build_network, build_policy, build_trainer, build_value_head
 from levelhead.config import AdvantageScale, ValueKind
 from levelhead.envs import make_gymnasium
+from levelhead.networks import ObservationNormalizer
 from levelhead.schedules import constant
+from parts import run_torso
 from toys import SMALL, Duo, Toy, same
 
 OBSERVATION, DISCRETE = gym.spaces.Box(-1.0, 1.0, (3,)), gym.spaces.Discrete(4, start=2)
@@ -59,24 +62,24 @@ def test_building_leaves_the_global_generator_alone():
 )
 def test_torsos_have_the_widths_of_the_config(shared, actor, critic):
     config = lh.Config("X", network=lh.NetworkConfig(shared=shared, actor=actor, critic=critic))
-    network = build_network(config, 3)
+    network = build_network(config, {"": (3,)})
 
     def widths(torso):
         return tuple(layer.out_features for layer in torso.modules() if isinstance(layer, nn.Linear))
 
     assert (widths(network.shared), widths(network.actor), widths(network.critic)) == (shared, actor, critic)
-    x = network.shared(torch.zeros(2, 3))
-    assert network.actor(x).shape == (2, network.actor_dim)
-    assert network.critic(x).shape == (2, network.critic_dim)
+    x = run_torso(network.shared, torch.zeros(2, 3))
+    assert run_torso(network.actor, x).shape == (2, network.actor_dim)
+    assert run_torso(network.critic, x).shape == (2, network.critic_dim)
 
 
 @pytest.mark.parametrize(
     ("activation", "kind"), [("tanh", nn.Tanh), ("relu", nn.ReLU), ("elu", nn.ELU), ("silu", nn.SiLU)]
 )
 def test_every_hidden_layer_is_followed_by_the_activation_of_the_config(activation, kind):
-    network = build_network(lh.Config("X", network=lh.NetworkConfig(shared=(2,), activation=activation)), 3)
+    network = build_network(lh.Config("X", network=lh.NetworkConfig(shared=(2,), activation=activation)), {"": (3,)})
     for torso in (network.shared, network.actor, network.critic):
-        layers = list(torso)
+        (layers,) = torso.layers
         assert all(isinstance(layer, nn.Linear) for layer in layers[::2])
         assert all(isinstance(layer, kind) for layer in layers[1::2])
         assert len(layers) % 2 == 0
@@ -114,8 +117,8 @@ def test_advantages_are_scaled_as_the_config_says(tiny, name, kind):
 def test_an_action_head_fits_its_space():
     head = build_action_head(lh.Config("X"), 5, DISCRETE)
     assert set(head.to_environment(head.mode(torch.randn(100, 5))).tolist()) <= {2, 3, 4, 5}
-    head = build_action_head(lh.Config("X", network=lh.NetworkConfig(log_std=-1.5)), 5, CONTINUOUS)
-    assert head.log_std.tolist() == [-1.5, -1.5]
+    head = build_action_head(lh.Config("X", action=lh.ActionConfig(std=math.exp(-1.5))), 5, CONTINUOUS)
+    assert head.sigma.log_std.tolist() == [-1.5, -1.5]
     actions = head.to_environment(torch.tensor([[-9.0, -9.0], [9.0, 9.0]]))
     assert actions.tolist() == [[-1.0, 0.0], [1.0, 2.0]]
 
@@ -124,7 +127,8 @@ def test_an_action_head_fits_its_space():
 def test_observations_are_normalised_if_the_config_says_so(normalize):
     network = lh.NetworkConfig(normalize_observation=normalize)
     policy = build_policy(lh.Config("X", network=network, device="cpu"), OBSERVATION, DISCRETE)
-    assert (policy.normalizer is not None) is normalize
+    found = [module for module in policy.modules() if isinstance(module, ObservationNormalizer)]
+    assert len(found) == normalize
 
 
 @pytest.mark.parametrize(("features", "outputs", "tasks"), [(9, 1, 1), (8, 2, 1), (9, 3, 3), (8, 1, 3)])
@@ -232,8 +236,8 @@ BODY = nn.Linear(3, 8)
 @pytest.mark.parametrize(
     ("network", "reason"),
     [
-        (lh.Network(nn.Identity(), BODY, BODY, 8, 8), r"network\.actor\.weight is in 2 of"),
-        (lh.Network(nn.Identity(), nn.Linear(5, 8), nn.Linear(3, 8), 8, 8), r"doesn't take observations \(1, 3\)"),
+        (lh.Network(nn.Identity(), BODY, BODY, 8, 8), r"network\.actor\.layers\.0\.weight is in 2 of"),
+        (lh.Network(nn.Identity(), nn.Linear(5, 8), nn.Linear(3, 8), 8, 8), r"doesn't take observations of Box"),
         (lh.Network(nn.Identity(), nn.Linear(3, 8), nn.Linear(3, 8), 8, 9), r"network\.critic answers \(1, 8\)"),
         (lh.Network(nn.Dropout(0.1), nn.Linear(3, 8), nn.Linear(3, 8), 8, 8), r"module network\.shared"),
         (lh.Network(nn.BatchNorm1d(3), nn.Linear(3, 8), nn.Linear(3, 8), 8, 8), r"module network\.shared"),

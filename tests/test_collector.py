@@ -17,6 +17,7 @@ from levelhead.build import build_policy
 from levelhead.collector import Collector
 from levelhead.envs import make_gymnasium
 from levelhead.errors import ConfigError
+from parts import features_of
 from toys import SMALL, Chain, Counting, Matching, Noise, Switching, Tampered, config, counting_envs, readout
 
 every_mode = pytest.mark.parametrize("mode", list(AutoresetMode))
@@ -98,7 +99,7 @@ def test_the_stored_log_probability_is_that_of_the_policy_as_it_stands(env, norm
     policy = policy_for(env, network=replace(SMALL, normalize_observation=normalize))
     rollout = Collector(env, policy, 32, seed=1).collect(0)
     with torch.no_grad():
-        features = policy.actor_features(policy.prepare(rollout.observation))
+        features = features_of(policy, policy.reader(rollout.observation))[0]
         evaluated = policy.action_head.evaluate(features, rollout.action)
     assert_close((evaluated.log_prob - rollout.log_prob).exp(), torch.ones(32, 8), rtol=1e-6, atol=0)
 

@@ -8,10 +8,12 @@ import torch
 import levelhead as lh
 from fields import leaves
 from levelhead.build import build_device
-from levelhead.config import AdvantageScale, ValueKind
+from levelhead.config import AdvantageScale, Distribution, MemoryKind, ValueKind
 from levelhead.schedules import Schedule, constant
 
 OPTIMIZER_GROUPS = ("optimizer.shared", "optimizer.actor", "optimizer.critic")
+
+PENDULUM = {"env_id": "Pendulum-v1"}
 
 # Field: a value other than the tiny run's, and what must hold around it for the field to have something to act on.
 CHANGES_THE_OUTCOME = {
@@ -30,12 +32,26 @@ CHANGES_THE_OUTCOME = {
     "network.critic": ((4,), {}),
     "network.activation": ("relu", {}),
     "network.normalize_observation": (True, {}),
-    "network.log_std": (-1.0, {"env_id": "Pendulum-v1"}),
+    "network.image_encoder": ("impala", {"env_id": "Pixels-v0"}),
+    "memory.kind": ("lstm", {}),
+    "memory.size": (8, {"memory.kind": "gru"}),
+    "memory.place": ("before", {"memory.kind": "gru", "network.shared": (8,)}),
+    "memory.sharing": ("separate", {"memory.kind": "gru"}),
+    "action.distribution": ("tanh", PENDULUM),
+    "action.bounds": ("rescale", PENDULUM),
+    "action.sigma": ("fixed", PENDULUM),
+    "action.std": (constant(0.5), PENDULUM),
+    "action.std_hidden": ((8,), {**PENDULUM, "action.sigma": "conditioned"}),
+    "action.log_std_bounds": ((-0.5, 0.5), PENDULUM),
+    "action.color": (1.0, PENDULUM),
+    "action.gates": ({"1": {"0": [1]}}, {"env_id": "Hybrid-v0"}),
+    "action.sees": ({"1": ["0"]}, {"env_id": "Hybrid-v0"}),
     "head.beta": (constant(0.5), {}),
     "ppo.gamma": (0.5, {}),
     "ppo.lam": (0.0, {}),
     "ppo.epochs": (3, {}),
     "ppo.minibatches": (4, {}),
+    "ppo.chunk": (4, {"memory.kind": "gru"}),
     "ppo.clip_range": (constant(1e-3), {}),
     "ppo.advantage": ("none", {}),
     "ppo.entropy_coef": (constant(0.1), {}),
@@ -85,12 +101,26 @@ def test_the_same_config_gives_the_same_outcome(train_once, around):
 
 
 @pytest.mark.parametrize(
-    ("field", "kinds"), [("value", get_args(ValueKind)), ("ppo.advantage", get_args(AdvantageScale))]
+    ("field", "kinds", "around"),
+    [
+        ("value", get_args(ValueKind), {}),
+        ("ppo.advantage", get_args(AdvantageScale), {}),
+        ("memory.kind", get_args(MemoryKind), {}),
+        ("action.distribution", get_args(Distribution), PENDULUM),
+        ("action.sigma", ("fixed", "independent", "conditioned"), PENDULUM),
+    ],
 )
-def test_every_choice_gives_an_outcome_of_its_own(train_once, field, kinds):
+def test_every_choice_gives_an_outcome_of_its_own(train_once, field, kinds, around):
     # Of the policy itself: metrics would differ by their names alone.
-    outcomes = [train_once({field: kind})["policy.safetensors"] for kind in kinds]
-    assert len(set(outcomes)) == len(kinds) >= 4
+    outcomes = [train_once({**around, field: kind})["policy.safetensors"] for kind in kinds]
+    assert len(set(outcomes)) == len(kinds) >= 3
+
+
+def test_a_standard_deviation_on_a_schedule_is_not_a_fixed_one(train_once):
+    scheduled = {**PENDULUM, "action.sigma": "scheduled"}
+    course = {**scheduled, "action.std": Schedule(1.0, 0.1)}
+    assert train_once(scheduled) == train_once({**PENDULUM, "action.sigma": "fixed"})
+    assert train_once(course) != train_once(scheduled)
 
 
 def test_device_decides_where_networks_live(monkeypatch):

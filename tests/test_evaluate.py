@@ -71,7 +71,8 @@ def test_it_is_greedy(tiny, workdir):
 def test_it_changes_nothing_in_the_policy(finished, training):
     policy = copy.deepcopy(finished.policy).train(training)
     before = snapshot(policy)
-    assert {"normalizer.count", "value_head.mean"} <= before.keys()
+    assert "value_head.mean" in before
+    assert any(name.endswith("normalizer.count") for name in before)
     generator = torch.random.get_rng_state()
     lh.evaluate(policy, "CartPole-v1", episodes=3)
     assert same(before, policy.state_dict())
@@ -150,7 +151,7 @@ def test_fewer_than_one_episode_is_refused(finished, episodes):
 
 @pytest.mark.parametrize("env", ["Pendulum-v1", Toy(2)], ids=["an id", "a VecEnv"])
 def test_an_environment_that_does_not_fit_the_policy_is_refused(finished, env):
-    with pytest.raises(lh.ConfigError, match=r"observes .*, the policy \(4,\)"):
+    with pytest.raises(lh.ConfigError, match=r"observes Box.*, the policy Box"):
         lh.evaluate(finished.policy, env)
 
 

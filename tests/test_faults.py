@@ -154,7 +154,7 @@ def test_a_log_std_that_is_not_finite_is_found_in_the_actor_and_not_in_what_came
     trainer = make_trainer(env())
     next(trainer)
     with torch.no_grad():
-        trainer.policy.action_head.log_std.fill_(math.nan)
+        trainer.policy.action_head.sigma.log_std.fill_(math.nan)
     moments = {name: x.clone() for name, x in trainer.learner.state_dict().items()}
     with pytest.raises(TrainingFault, match=r"non-finite (action|log-probability|log.std).*iteration 2 on rank 0"):
         next(trainer)

@@ -53,12 +53,12 @@ def altered(batch, rows, bad):
     """`batch` with something else in `rows`; actions stay legal."""
 
     def change(x):
-        if x is not None:
-            x = x.clone()
-            x[rows] = bad if x.is_floating_point() else 0
+        x = x.clone()
+        x[:, rows] = bad if x.is_floating_point() else 0
         return x
 
-    return replace(batch, **{field.name: change(getattr(batch, field.name)) for field in fields(batch)})
+    given = {field.name: getattr(batch, field.name) for field in fields(batch)}
+    return replace(batch, **{name: change(x) for name, x in given.items() if isinstance(x, torch.Tensor)})
 
 
 @pytest.mark.parametrize("space", [CHOICES, REALS])
@@ -166,12 +166,13 @@ def test_metrics_are_means_over_the_rows():
     policy = make_policy(REALS)
     batch = make_batch(policy, 12)
     with torch.no_grad():
-        policy.action_head.log_std.copy_(torch.tensor([0.1, -0.5, 0.7]))
-        actor, critic = policy.features(batch.observation)
-        ratio = (policy.action_head.evaluate(actor, batch.action).log_prob - batch.log_prob).exp()
-        surrogate = torch.minimum(ratio * batch.advantage, ratio.clamp(0.8, 1.2) * batch.advantage).mean()
-        error = (policy.value_head.forward_normalized(critic).squeeze(-1) - batch.target).square().mean()
-        distribution = torch.distributions.Normal(torch.zeros(3), policy.action_head.log_std.exp())
+        policy.action_head.sigma.log_std.copy_(torch.tensor([0.1, -0.5, 0.7]))
+        rows = batch.take(torch.arange(12))
+        actor, critic = policy.features(rows.observation, rows.state, rows.begins)
+        ratio = (policy.action_head.evaluate(actor, rows.action).log_prob - rows.log_prob).exp()
+        surrogate = torch.minimum(ratio * rows.advantage, ratio.clamp(0.8, 1.2) * rows.advantage).mean()
+        error = (policy.value_head.forward_normalized(critic).squeeze(-1) - rows.target).square().mean()
+        distribution = torch.distributions.Normal(torch.zeros(3), policy.action_head.sigma.log_std.exp())
         entropy = distribution.entropy().sum()  # over dimensions: not their mean
     got = learn(make_learner(policy, epochs=1, minibatches=1, value_coef=constant(0.7)), batch)
     assert got["train/policy_gradient_loss"] == pytest.approx(-surrogate.item(), rel=1e-4)

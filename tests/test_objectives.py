@@ -7,20 +7,21 @@ from torch.testing import assert_close
 from levelhead.actions import Evaluation
 from levelhead.losses import clip_surrogate
 from levelhead.objectives import ClipObjective
-from levelhead.rollout import Batch
 from levelhead.schedules import Schedule, constant
+from parts import batch_of
 
 
-def batch_of(log_prob, advantage):
+def rows(log_prob, advantage):
     nothing = torch.zeros(len(log_prob))
-    return Batch(nothing.unsqueeze(1), nothing, log_prob, advantage, nothing, nothing)
+    batch = batch_of(nothing.unsqueeze(1), nothing, log_prob, advantage, nothing, nothing)
+    return batch.take(torch.arange(len(log_prob)))
 
 
 def sample(seed=0, size=200):
     generator = torch.Generator().manual_seed(seed)
     old, move, advantage = torch.randn(3, size, generator=generator)
     new = (old + 0.3 * move).requires_grad_()
-    return Evaluation(new, torch.zeros(size), None), batch_of(old, advantage)
+    return Evaluation(new, torch.zeros(size), None), rows(old, advantage)
 
 
 def test_the_loss_is_the_negative_clipped_surrogate_of_the_probability_ratio():
@@ -34,7 +35,7 @@ def test_the_loss_is_the_negative_clipped_surrogate_of_the_probability_ratio():
 
 def test_the_gradient_at_the_old_policy_is_the_policy_gradient():
     new, batch = sample()
-    batch = batch_of(new.log_prob.detach(), batch.advantage)
+    batch = rows(new.log_prob.detach(), batch.advantage)
     ClipObjective(constant(0.2))(new, batch).loss.sum().backward()
     assert torch.equal(new.log_prob.grad, -batch.advantage)
 
@@ -48,7 +49,7 @@ def test_only_the_loss_carries_a_gradient():
 
 def test_the_kl_estimate_is_zero_where_the_policy_has_not_moved():
     new, batch = sample()
-    got = ClipObjective(constant(0.2))(new, batch_of(new.log_prob.detach(), batch.advantage))
+    got = ClipObjective(constant(0.2))(new, rows(new.log_prob.detach(), batch.advantage))
     assert (got.approx_kl == 0).all()
     assert (got.clip_fraction == 0).all()
 

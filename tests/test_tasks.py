@@ -34,7 +34,9 @@ class Keep(ClipObjective):
 
     def __call__(self, new, batch):
         policy = self.trainer.policy
-        z = policy.value_head.forward_normalized(policy.critic_features(batch.observation)).detach()
+        z = policy.value_head.forward_normalized(
+            policy.critic_features(batch.observation, batch.state, batch.begins)[0]
+        ).detach()
         self.batches.append(batch)
         self.layers.append(layer(policy.value_head))
         self.views.append(torch.stack([row[k] for row, k in zip(z, batch.task, strict=True)]))

@@ -12,7 +12,7 @@ from levelhead.config import AdvantageScale, HeadConfig, OptimizerConfig, PPOCon
 from levelhead.envs import GymnasiumVecEnv
 from levelhead.objectives import ClipObjective
 from levelhead.schedules import Schedule, constant
-from parts import HostReads, Probe
+from parts import HostReads, Probe, normalizer_of
 from toys import SMALL, Chain, Counting, Duo, Matching, Noise, Tampered, Toy, make_trainer, same, snapshot
 
 STILL = OptimizerConfig(learning_rate=constant(0.0))
@@ -38,7 +38,8 @@ class Watch(ClipObjective):
     def __call__(self, new, batch):
         self.batches.append(batch)
         policy = self.policy
-        self.views.append(policy.value_head.forward_normalized(policy.critic_features(batch.observation)).detach())
+        features, _ = policy.critic_features(batch.observation, batch.state, batch.begins)
+        self.views.append(policy.value_head.forward_normalized(features).detach())
         return super().__call__(new, batch)
 
 
@@ -84,7 +85,7 @@ def test_only_valid_rows_are_learned_from_and_counted_in_any_statistics(advantag
         values, probe = objective.seen[-1]
         learned = values[probe.grad > 0].double()
         assert len(learned) == turn.steps < len(values)
-        assert trainer.policy.normalizer.count == turn.step
+        assert normalizer_of(trainer.policy).count == turn.step
         if advantage == "rollout":
             assert_close(learned.mean(), torch.tensor(0.0).double(), rtol=0, atol=1e-5)
             assert_close(learned.std(correction=0), torch.tensor(1.0).double(), rtol=1e-5, atol=0)
@@ -331,7 +332,7 @@ def test_observation_statistics_are_those_of_every_observation_acted_on():
     first = trainer.collector._observation[-1].clone()
     list(trainer)
     seen = torch.stack([first, *(step.observation for step in steps[:-1])]).double()
-    normalizer = trainer.policy.normalizer
+    normalizer = normalizer_of(trainer.policy)
     assert normalizer.count == seen.numel()
     assert_close(normalizer.mean, seen.mean().view(1))
     assert_close(normalizer.var, seen.var(correction=0).view(1))

@@ -7,7 +7,7 @@ from itertools import count
 import gymnasium as gym
 import numpy as np
 import torch
-from gymnasium.spaces import Box, Discrete
+from gymnasium.spaces import Box, Discrete, Tuple
 from gymnasium.vector import SyncVectorEnv
 from torch import nn
 
@@ -15,7 +15,7 @@ from levelhead.actions import ActionHead, CategoricalHead
 from levelhead.build import build_policy, build_trainer
 from levelhead.config import Config, NetworkConfig
 from levelhead.envs import GymnasiumVecEnv, Step, VecEnv
-from levelhead.networks import Network, Policy
+from levelhead.networks import Network, ObservationReader, Policy
 from levelhead.objectives import Objective
 from levelhead.trainer import Trainer
 from levelhead.values import LinearValueHead
@@ -95,6 +95,51 @@ def told_story(env, steps):
                 story.append((observation[i, 0].item(), step.reward[i].item(), successor[i, 0].item(), *flags))
         observation = step.observation.clone()
     return stories
+
+
+class Hybrid(gym.Env):
+    """Five steps; the first of three types wants its number to be the observation, the others pay a third."""
+
+    observation_space = Box(-1.0, 1.0, (1,))
+    action_space = Tuple([Discrete(3), Box(-1.0, 1.0, (1,))])
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps = 0
+        return self.observe(), {}
+
+    def observe(self):
+        self.wanted = self.np_random.uniform(-1, 1, 1).astype(np.float32)
+        return self.wanted
+
+    def step(self, action):
+        kind, number = action
+        reward = 1.0 - float(abs(number - self.wanted)[0]) if kind == 0 else 1 / 3
+        self.steps += 1
+        return self.observe(), reward, self.steps == 5, False, {}
+
+
+class Pixels(gym.Env):
+    """Five steps; the picture is bright on the side of the choice that pays."""
+
+    observation_space = Box(0, 255, (36, 36, 1), np.uint8)
+    action_space = Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps = 0
+        return self.observe(), {}
+
+    def observe(self):
+        self.side = int(self.np_random.integers(2))
+        picture = np.zeros((36, 36, 1), np.uint8)
+        picture[:, 18 * self.side : 18 * (self.side + 1)] = 255
+        return picture
+
+    def step(self, action):
+        reward = float(action == self.side)
+        self.steps += 1
+        return self.observe(), reward, self.steps == 5, False, {}
 
 
 class Toy(VecEnv):
@@ -266,7 +311,8 @@ def readout(action_head: ActionHead | None = None, tasks: int = 1) -> Policy:
     with torch.no_grad():
         value_head.linear.weight.copy_(3.0 + 2.0 * torch.arange(tasks).unsqueeze(1))
     torso = Network(nn.Identity(), nn.Identity(), nn.Identity(), 1, 1)
-    return Policy((1,), torso, head, value_head, tasks=tuple("abc"[:tasks]) if tasks > 1 else ())
+    tasks = tuple("abc"[:tasks]) if tasks > 1 else ()
+    return Policy(ObservationReader(ONE_NUMBER, normalize=False), torso, head, value_head, tasks=tasks)
 
 
 def config(env: VecEnv, **options) -> Config:

@@ -131,8 +131,8 @@ class ActionConfig:
         scheduled = self.std.shape != "constant"
         if scheduled and self.sigma != "scheduled":
             raise ConfigError(f"action.std {self.std} needs action.sigma scheduled; it is {self.sigma}")
-        for path, gate in self.gates.items():
-            _require(f"action.gates of {path!r}", gate, len(gate) == 1, "one other part, with the values that open it")
+        one_each = all(len(gate) == 1 for gate in self.gates.values())
+        _require("action.gates", self.gates, one_each, "for a part one other, with the values that open it")
 
 
 @dataclass(frozen=True)

@@ -93,6 +93,7 @@ def test_a_free_std_without_bounds_starts_as_told(std):
 
 
 @given(intervals, st.floats(0.001, 0.999))
+@settings(deadline=None)
 def test_the_inverse_of_the_soft_clamp_is_its_inverse(bounds, share):
     low, high = bounds
     y = low + share * (high - low)
@@ -101,6 +102,7 @@ def test_the_inverse_of_the_soft_clamp_is_its_inverse(bounds, share):
 
 
 @given(intervals, st.floats(-100, 100), st.floats(0.01, 10))
+@settings(deadline=None)
 def test_the_soft_clamp_rises_and_stays_between_its_bounds(bounds, x, step):
     low, high = bounds
     assume(low - 15 < x and x + step < high + 15)  # further out float64 cannot tell the outcome from the bound

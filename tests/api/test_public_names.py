@@ -37,7 +37,7 @@ FIELDS = {
     "VecEnv": {"num_envs", "observation_space", "action_space", "tasks", "task", "reset", "step", "close"},
     "Iteration": {"iteration", "step", "steps", "metrics"},
     "Step": {"observation", "reward", "terminated", "truncated", "valid", "final_observation"},
-    "Policy": {"act", "value", "value_head", "action_head", "network", "normalizer", "observation_shape"},
+    "Policy": {"act", "value", "value_head", "action_head", "network", "reader", "observation_space", "reset"},
 }
 
 

@@ -137,7 +137,7 @@ REFUSED = {
         lambda: {"value": lh.LinearValueHead(8), "ppo.advantage": "head"},
         r"ppo\.advantage",
     ),
-    "log-std without continuous actions": (lambda: {"network.log_std": -1.0}, r"network\.log_std"),
+    "log-std without continuous actions": (lambda: {"action.std": 0.5}, r"action\.std"),
     **{
         f"advantages divided by the std of {value}, which keeps none": (
             lambda value=value: {"value": value, "ppo.advantage": "head"},
@@ -179,7 +179,7 @@ REFUSED = {
     ),
 }
 CONFIGURED = {
-    "env.kwargs", "eval_every", "head.beta", "network.activation", "network.actor", "network.log_std", "ppo.advantage",
+    "env.kwargs", "eval_every", "head.beta", "network.activation", "network.actor", "action.std", "ppo.advantage",
     "ppo.clip_range", "ppo.value_clip",
 }  # fmt: skip
 

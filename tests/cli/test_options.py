@@ -12,12 +12,14 @@ from levelhead.config import Config
 pytestmark = pytest.mark.usefixtures("workdir")
 
 OPTIONS = {
-    "checkpoint-every", "device", "env.kwargs", "eval-episodes", "eval-every", "head.beta", "import",
-    "network.activation", "network.actor", "network.critic", "network.log-std", "network.no-normalize-observation",
-    "network.normalize-observation", "network.shared", "num-envs", "num-steps", "optimizer.eps",
-    "optimizer.learning-rate", "optimizer.max-grad-norm", "ppo.advantage", "ppo.clip-range", "ppo.entropy-coef",
-    "ppo.epochs", "ppo.gamma", "ppo.lam", "ppo.minibatches", "ppo.value-clip", "ppo.value-coef", "reward-scale",
-    "run-dir", "seed", "threads", "total-steps", "value",
+    "action.bounds", "action.color", "action.distribution", "action.gates", "action.log-std-bounds", "action.sees",
+    "action.sigma", "action.std", "action.std-hidden", "checkpoint-every", "device", "env.kwargs", "eval-episodes",
+    "eval-every", "head.beta", "import", "memory.kind", "memory.place", "memory.sharing", "memory.size",
+    "network.activation", "network.actor", "network.critic", "network.image-encoder",
+    "network.no-normalize-observation", "network.normalize-observation", "network.shared", "num-envs", "num-steps",
+    "optimizer.eps", "optimizer.learning-rate", "optimizer.max-grad-norm", "ppo.advantage", "ppo.chunk",
+    "ppo.clip-range", "ppo.entropy-coef", "ppo.epochs", "ppo.gamma", "ppo.lam", "ppo.minibatches", "ppo.value-clip",
+    "ppo.value-coef", "reward-scale", "run-dir", "seed", "threads", "total-steps", "value",
     *(f"optimizer.{g}.{x}" for g in ("shared", "actor", "critic") for x in ("eps", "learning-rate", "max-grad-norm")),
 }  # fmt: skip
 
@@ -66,12 +68,26 @@ TEXTS = {
     "network.critic": ("", []),
     "network.activation": ("relu", "relu"),
     "network.normalize_observation": (None, True),
-    "network.log_std": ("-0.5", -0.5),
+    "network.image_encoder": ("impala", "impala"),
+    "memory.kind": ("gru", "gru"),
+    "memory.size": ("7", 7),
+    "memory.place": ("before", "before"),
+    "memory.sharing": ("separate", "separate"),
+    "action.distribution": ("beta", "beta"),
+    "action.bounds": ("rescale", "rescale"),
+    "action.sigma": ("conditioned", "conditioned"),
+    "action.std": ("0.5", 0.5),
+    "action.std_hidden": ("8 9", [8, 9]),
+    "action.log_std_bounds": ("-3 1", [-3.0, 1.0]),
+    "action.color": ("0.5", 0.5),
+    "action.gates": ('{"1/0": {"0": [2]}}', {"1/0": {"0": [2]}}),
+    "action.sees": ('{"1": ["0"]}', {"1": ["0"]}),
     "head.beta": ("linear:0.9:0.99", "linear:0.9:0.99"),
     "ppo.gamma": ("0.9", 0.9),
     "ppo.lam": ("1", 1.0),
     "ppo.epochs": ("2", 2),
     "ppo.minibatches": ("3", 3),
+    "ppo.chunk": ("8", 8),
     "ppo.clip_range": ("cosine:0.3:0.1", "cosine:0.3:0.1"),
     "ppo.advantage": ("head", "head"),
     "ppo.entropy_coef": ("exponential:0.05:0.001", "exponential:0.05:0.001"),
@@ -92,6 +108,10 @@ TEXTS = {
 }
 
 
+AROUND = {"eval_episodes": ["--eval-every", "9"], "memory.kind": [], "memory": ["--memory.kind", "lstm"]}
+"""What must hold around a field for it to have something to act on."""
+
+
 def test_every_field_of_the_config_has_an_option():
     assert set(flat(Config("X"))) == {"env_id", *TEXTS}
 
@@ -99,9 +119,9 @@ def test_every_field_of_the_config_has_an_option():
 @pytest.mark.parametrize("field", TEXTS)
 def test_an_option_reaches_its_field_and_no_other(parsed, field):
     text, value = TEXTS[field]
-    around = ["--eval-every", "9"] if field == "eval_episodes" else []
+    around = AROUND.get(field, AROUND.get(field.partition(".")[0], []))
     option = f"--{'import' if field == 'imports' else field.replace('_', '-')}"
-    words = [] if text is None else [text] if field == "env.kwargs" else text.split()
+    words = [] if text is None else [text] if text.startswith("{") else text.split()
     _, before = parsed("Some-v0", *around)
     env, after = parsed("Some-v0", *around, option, *words)
     assert env == after.env_id == "Some-v0"

@@ -8,7 +8,7 @@ import torch
 from torch.distributions import Categorical, Independent, Normal
 
 from levelhead.schedules import constant
-from parts import CHOICES, GROUP, REALS, Probe, learn, make_batch, make_learner, make_policy
+from parts import CHOICES, GROUP, REALS, Probe, learn, make_batch, make_learner, make_policy, run_torso
 
 GROUPS = {
     "shared": replace(GROUP, learning_rate=constant(2e-3), eps=1e-4, max_grad_norm=0.3),
@@ -19,13 +19,14 @@ GROUPS = {
 
 def distribution(policy, features):
     head = policy.action_head
-    if hasattr(head, "log_std"):
-        return Independent(Normal(head.linear(features), head.log_std.exp()), 1)
+    if hasattr(head, "sigma"):
+        return Independent(Normal(head.linear(features), head.sigma.log_std.exp()), 1)
     return Categorical(logits=head.linear(features))
 
 
 def plain_update(policy, batch, minibatches, value_clip, entropy_coef, value_coef):
     """PPO on the given minibatches of row indices, the policy's parameters being optimised one by one."""
+    batch = batch.take(torch.arange(batch.advantage.shape[1]))
     groups = policy.groups()
     optimizer = torch.optim.Adam(
         [
@@ -35,13 +36,13 @@ def plain_update(policy, batch, minibatches, value_clip, entropy_coef, value_coe
         foreach=False,
     )
     for rows in minibatches:
-        shared = policy.network.shared(batch.observation[rows].double())
-        pi = distribution(policy, policy.network.actor(shared))
+        shared = run_torso(policy.network.shared, batch.observation[rows].double())
+        pi = distribution(policy, run_torso(policy.network.actor, shared))
         action = batch.action[rows]
         ratio = (pi.log_prob(action.double() if action.is_floating_point() else action) - batch.log_prob[rows]).exp()
         advantage = batch.advantage[rows].double()
         surrogate = torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage)
-        z = policy.value_head.linear(policy.network.critic(shared))
+        z = policy.value_head.linear(run_torso(policy.network.critic, shared))
         z = z.squeeze(-1) if batch.task is None else z[torch.arange(len(rows)), batch.task[rows]]
         y, old = batch.target[rows].double(), batch.old_value[rows].double()
         error = (z - y).square()

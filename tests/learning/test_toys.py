@@ -7,6 +7,7 @@ import torch
 
 from levelhead.config import NetworkConfig, OptimizerConfig, PPOConfig
 from levelhead.schedules import constant
+from parts import features_of
 from toys import Bandit, Chain, Matching, Tampered, make_trainer
 
 FAST = OptimizerConfig(learning_rate=constant(1e-2))
@@ -25,7 +26,7 @@ def trained(env, iterations, **options):
 
 def share_of_best(policy):
     with torch.no_grad():
-        logits = policy.action_head.linear(policy.actor_features(policy.prepare(torch.ones(1, 1))))
+        logits = policy.action_head.linear(features_of(policy, policy.reader(torch.ones(1, 1)))[0])
     return logits.softmax(-1)[0, 1].item()
 
 
@@ -55,19 +56,19 @@ def test_a_chain_cut_by_a_time_limit_is_worth_its_reward_for_ever(scale, length)
 
 @every_scale
 def test_a_real_valued_action_meets_its_target(scale):
-    network = NetworkConfig(actor=(32,), critic=(32,), log_std=-0.5)
+    network = NetworkConfig(actor=(32,), critic=(32,))
     optimizer = OptimizerConfig(learning_rate=constant(3e-3))
     policy, _ = trained(Matching(scale=scale), 60, network=network, optimizer=optimizer)
     x = torch.linspace(-0.9, 0.9, 19).unsqueeze(1)
     error = (torch.from_numpy(policy.act(x)) - x).square().mean().sqrt()
     assert error < 0.1
-    assert policy.action_head.log_std < -1.5  # noise only costs
+    assert policy.action_head.sigma.log_std < -1.5  # noise only costs
 
 
 def test_the_entropy_bonus_holds_noise_up_that_the_reward_would_take_away():
     ppo = PPOConfig(epochs=8)
     plain, encouraged = (
-        trained(Matching(), 20, ppo=replace(ppo, entropy_coef=constant(x)))[0].action_head.log_std.item()
+        trained(Matching(), 20, ppo=replace(ppo, entropy_coef=constant(x)))[0].action_head.sigma.log_std.item()
         for x in (0.0, 1.0)
     )
     assert encouraged > plain + 0.3

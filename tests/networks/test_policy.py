@@ -10,7 +10,8 @@ from gymnasium.spaces import Box, Discrete
 from levelhead.build import build_policy
 from levelhead.config import Config, NetworkConfig
 from levelhead.errors import ConfigError
-from levelhead.numerics import moments
+from levelhead.networks import ObservationNormalizer
+from parts import features_of
 from toys import same, snapshot
 
 SHAPE = (4, 2)
@@ -27,9 +28,8 @@ def trained_policy(space=CHOICES, config=CONFIG):
     with torch.no_grad():
         for parameter in policy.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator))
-    if policy.normalizer is not None:
-        x = 5 * torch.randn(50, 8, generator=generator) + 3
-        policy.normalizer.update(moments(x, torch.ones(50, 1)), torch.tensor(True))
+    x = 5 * torch.randn(50, *SHAPE, generator=generator) + 3
+    policy.reader.update(x, torch.ones(50, dtype=torch.bool), torch.tensor(True))
     policy.value_head.adopt(100 * torch.randn(50, generator=generator) + 7)
     return policy
 
@@ -52,9 +52,10 @@ def test_every_parameter_belongs_to_exactly_one_group(space, shared):
 
 def test_the_actor_and_the_critic_read_the_same_shared_features():
     policy, x = trained_policy(), torch.randn(6, 8)
-    actor, critic = policy.features(x)
-    assert torch.equal(actor, policy.actor_features(x))
-    assert torch.equal(critic, policy.critic_features(x))
+    state, reset = policy.network.initial_state(6), torch.ones(1, 6, dtype=torch.bool)
+    actor, critic = policy.features(x, state, reset)
+    assert torch.equal(actor, policy.actor_features(x, state, reset)[0])
+    assert torch.equal(critic, policy.critic_features(x, state, reset)[0])
 
 
 def test_values_are_in_reward_units_one_per_observation():
@@ -62,7 +63,7 @@ def test_values_are_in_reward_units_one_per_observation():
     value = policy.value(x)
     assert value.shape == (5, 3)
     assert not value.requires_grad
-    expected = policy.value_head(policy.critic_features(policy.prepare(x))).squeeze(-1)
+    expected = policy.value_head(features_of(policy, policy.reader(x))[1]).squeeze(-1)
     assert torch.equal(value, expected)
     assert value.std() > 10  # the targets' std was 100: these are not normalised values
 
@@ -70,7 +71,7 @@ def test_values_are_in_reward_units_one_per_observation():
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.int32, torch.uint8])
 def test_observations_of_any_dtype_are_flattened_to_float32(dtype):
     x = observations(5, 3).abs().to(dtype)
-    prepared = build_policy(Config("toy"), OBSERVATIONS, CHOICES).prepare(x)
+    prepared = build_policy(Config("toy"), OBSERVATIONS, CHOICES).reader(x)
     assert prepared.dtype == torch.float32
     assert torch.equal(prepared, x.reshape(5, 3, 8).float())
 
@@ -78,8 +79,9 @@ def test_observations_of_any_dtype_are_flattened_to_float32(dtype):
 def test_the_network_reads_normalised_observations():
     policy, x = trained_policy(), observations(5, 3)
     flat = x.reshape(5, 3, 8).float()
-    assert torch.equal(policy.prepare(x), policy.normalizer(flat))
-    assert not torch.isclose(policy.prepare(x), flat).any()
+    (normalizer,) = (m for m in policy.modules() if isinstance(m, ObservationNormalizer))
+    assert torch.equal(policy.reader(x), normalizer(flat))
+    assert not torch.isclose(policy.reader(x), flat).any()
 
 
 @pytest.mark.parametrize("space", [CHOICES, REALS])
@@ -94,14 +96,14 @@ def test_acting_on_a_batch_is_acting_on_each(space):
 
 def test_acting_is_greedy():
     policy, x = trained_policy(), observations(20)
-    logits = policy.action_head.linear(policy.actor_features(policy.prepare(x)))
+    logits = policy.action_head.linear(features_of(policy, policy.reader(x))[0])
     assert (policy.act(x) == logits.argmax(-1).numpy() + 5).all()
     assert len(set(policy.act(x).tolist())) > 1
 
 
 @pytest.mark.parametrize("shape", [(), (8,), (2, 4), (3, 2, 4), (2, 5, *SHAPE)])
 def test_an_observation_of_another_shape_is_refused(shape):
-    with pytest.raises(ConfigError, match=r"expected \(4, 2\) or a batch"):
+    with pytest.raises(ConfigError, match=r"expected \(4, 2\) or a batch|batch of observations"):
         trained_policy().act(np.zeros(shape))
 
 

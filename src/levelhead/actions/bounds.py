@@ -29,7 +29,7 @@ class Bounds(nn.Module):
         self.register_buffer("high", _rounded(high.flatten(), -torch.inf), persistent=False)
 
     def forward(self, action: Tensor) -> Tensor:
-        return action.clamp(self.low, self.high).reshape(*action.shape[:-1], *self.shape)
+        return action.clamp(self.low, self.high).reshape((*action.shape[:-1], *self.shape))
 
 
 class UnitBounds(Bounds):
