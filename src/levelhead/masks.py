@@ -66,7 +66,7 @@ def _by_path(raw: Any, space: Space, num_envs: int, path: str) -> dict[str, Tens
         case gym.spaces.Dict():
             given, children = _as_dict(raw, path), dict(space.spaces)
         case gym.spaces.Tuple():
-            given = {str(i): part for i, part in enumerate(_as_tuple(raw, num_envs))}
+            given = {str(i): part for i, part in enumerate(_as_tuple(raw, path))}
             children = {str(i): child for i, child in enumerate(space.spaces)}
         case _:
             return {path: _leaf(raw, space, num_envs, path)}
@@ -81,20 +81,25 @@ def _by_path(raw: Any, space: Space, num_envs: int, path: str) -> dict[str, Tens
 
 
 def _as_dict(raw: Any, path: str) -> dict[str, Any]:
+    """Parts with N rows each, from a dict of them or from an array with a dict for each environment."""
+    if isinstance(raw, np.ndarray) and raw.dtype == object and all(isinstance(row, dict) for row in raw):
+        return {key: _object_array([row.get(key) for row in raw]) for key in raw[0]}
     if not isinstance(raw, dict):
         raise ConfigError(f"the action mask of {path or 'a Dict space'} is {type(raw).__name__}; expected a dict")
     # Gymnasium marks which environments gave a part, under its name with an underscore before it.
     return {key: part for key, part in raw.items() if not (key.startswith("_") and key[1:] in raw)}
 
 
-def _as_tuple(raw: Any, num_envs: int) -> tuple[Any, ...]:
+def _as_tuple(raw: Any, path: str) -> tuple[Any, ...]:
     """Parts with N rows each, from a tuple of them or from an array with a tuple for each environment."""
-    if isinstance(raw, tuple):
-        return raw
-    return tuple(_object_array(column) for column in zip(*raw, strict=True)) if len(raw) == num_envs else tuple(raw)
+    if isinstance(raw, np.ndarray) and raw.dtype == object and all(isinstance(row, tuple) for row in raw):
+        return tuple(_object_array(list(column)) for column in zip(*raw, strict=True))
+    if not isinstance(raw, tuple):
+        raise ConfigError(f"the action mask of {path or 'a Tuple space'} is {type(raw).__name__}; expected a tuple")
+    return raw
 
 
-def _object_array(items: tuple[Any, ...]) -> Array:
+def _object_array(items: list[Any]) -> Array:
     array = np.empty(len(items), dtype=object)
     for i, item in enumerate(items):
         array[i] = item
