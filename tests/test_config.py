@@ -52,6 +52,7 @@ OUT_OF_RANGE = [
     *(("ppo.epochs", x) for x in (0, -1)),
     *(("ppo.minibatches", x) for x in (0, 8 * 128 + 1)),
     *(("ppo.chunk", x) for x in (0, -1)),
+    ("ppo.burn_in", -1),
     ("ppo.clip_range", constant(0.0)),
     ("ppo.clip_range", Schedule(0.2, -0.1)),
     ("ppo.advantage", "minibatch"),

@@ -52,6 +52,7 @@ CHANGES_THE_OUTCOME = {
     "ppo.epochs": (3, {}),
     "ppo.minibatches": (4, {}),
     "ppo.chunk": (4, {"memory.kind": "gru"}),
+    "ppo.burn_in": (2, {"memory.kind": "gru", "ppo.chunk": 4}),
     "ppo.clip_range": (constant(1e-3), {}),
     "ppo.advantage": ("none", {}),
     "ppo.entropy_coef": (constant(0.1), {}),

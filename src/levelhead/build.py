@@ -327,6 +327,8 @@ def build_trainer(config: Config, env: VecEnv, policy: Policy, objective: Object
     if policy.tasks != env.tasks:
         raise ConfigError(f"the policy was made for tasks {policy.tasks}; the environments play {env.tasks}")
     chunk = _chunk(config, policy)
+    if ppo.entropy_coef.bounds != (0.0, 0.0) and not policy.action_head.entropy_learned:
+        raise ConfigError("ppo.entropy_coef has nothing to act on: nothing that is learned decides the entropy")
     advantage = build_advantage(ppo.advantage, head.output_dim, policy.device)
     for name, used in (
         ("head.beta", config.head.beta is not None),
@@ -352,7 +354,7 @@ def build_trainer(config: Config, env: VecEnv, policy: Policy, objective: Object
     )
     return Trainer(
         policy,
-        Collector(env, policy, config.num_steps, config.seed, config.reward_scale, chunk),
+        Collector(env, policy, config.num_steps, config.seed, config.reward_scale, chunk, ppo.burn_in),
         learner,
         advantage,
         TrainerSettings(
@@ -361,6 +363,7 @@ def build_trainer(config: Config, env: VecEnv, policy: Policy, objective: Object
             lam=ppo.lam,
             beta=config.head.beta,
             chunk=chunk,
+            burn_in=ppo.burn_in,
         ),
     )
 
@@ -368,6 +371,10 @@ def build_trainer(config: Config, env: VecEnv, policy: Policy, objective: Object
 def _chunk(config: Config, policy: Policy) -> int:
     """Steps that are learned from in order: one where nothing is remembered."""
     given, steps, count = config.ppo.chunk, config.num_steps, config.ppo.minibatches
+    if config.ppo.burn_in and given in (None, steps):
+        raise ConfigError("ppo.burn_in has nothing to act on: ppo.chunk leaves whole rollouts in one piece")
+    if config.ppo.burn_in and given is not None and config.ppo.burn_in >= given:
+        raise ConfigError(f"ppo.burn_in is {config.ppo.burn_in}; accepted: less than ppo.chunk, {given}")
     if not policy.remembers:
         if given is not None:
             raise ConfigError("ppo.chunk has nothing to act on: the policy has no memory")

@@ -30,7 +30,8 @@ class Collector:
         num_steps: T, the length of a rollout.
         seed: of the run.
         reward_scale: multiplies every reward that the learner sees; episode statistics stay in the environment's units.
-        chunk: before which rows the memory's state is kept, every `chunk` from the first; None for the first alone.
+        chunk: steps that are learned from in one piece; None for all.
+        burn_in: steps before each chunk, but the first, at which the memory's state is kept.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class Collector:
         seed: int,
         reward_scale: float = 1.0,
         chunk: int | None = None,
+        burn_in: int = 0,
     ) -> None:
         self.env = env
         self.policy = policy
@@ -51,7 +53,7 @@ class Collector:
         self.lengths = [deque[int](maxlen=EPISODE_WINDOW) for _ in range(tasks)]
 
         t, n, device = num_steps, env.num_envs, policy.device
-        self._chunk_starts = range(0, t, chunk or t)
+        self._kept = [max(start - burn_in, 0) for start in range(0, t, chunk or t)]
         # One row more than steps: the last one is what the next rollout starts from.
         self._observation = zeros(env.observation_space, (t + 1, n), device)
         self._observed = [tree_map(lambda x, i=i: x[i], self._observation) for i in range(t + 1)]
@@ -106,7 +108,7 @@ class Collector:
         for t, (reward, terminated, truncated) in enumerate(flags):
             if self._task is not None and env.task is not None:
                 _write(self._task[t], env.task, "task")
-            if t in self._chunk_starts:
+            if t in self._kept:
                 remembered.append(acting)
             x = policy.reader(self._observed[t])
             features, acting = policy.actor_features(x, acting, begins[t].unsqueeze(0))
@@ -188,13 +190,13 @@ class Collector:
         self, state: State, begins: Tensor, finals: dict[int, Tree]
     ) -> tuple[Tensor, Tensor, Tensor, list[State]]:
         """Values of the observations and of their true successors, each `[T, N]`; what the value head read in the last
-        row; and the states before each chunk and after the last row.
+        row; and the states that are kept, and that after the last row.
 
         A final observation is valued with what was remembered after its step, and leaves that as it was.
         """
         steps, task = len(begins), self._task
         # Without memory there is no order to keep: one pass reads everything.
-        stops = {0, steps, *self._chunk_starts, *(t + 1 for t in finals)} if self.policy.remembers else {0}
+        stops = {0, steps, *self._kept, *(t + 1 for t in finals)} if self.policy.remembers else {0}
         # The row after the last is the last one's successor, whatever the next rollout makes of it.
         begins = torch.cat((begins, torch.zeros_like(begins[:1])))
         before: dict[int, State] = {}
@@ -212,7 +214,7 @@ class Collector:
             final, _ = self._critic_features(observation, before.get(t + 1, state), torch.zeros_like(begins[:1]))
             cut = pick(self._read_values(observation, final)[0], None if task is None else task[t])
             next_value[t] = torch.where(self._truncated[t], cut, next_value[t])
-        states = [before.get(t, state) for t in (*self._chunk_starts, steps)]
+        states = [before.get(t, state) for t in (*self._kept, steps)]
         return pick(values[:-1], task), next_value, features[-2], states
 
     def _critic_features(self, observation: Tree, state: State, begins: Tensor) -> tuple[Tensor, State]:

@@ -163,6 +163,8 @@ class PPOConfig:
     """Parts that each pass is split into."""
     chunk: int | None = None
     """Steps that a policy with memory learns from in one piece, a divisor of num_steps; all of them where not given."""
+    burn_in: int = 0
+    """Steps before each such piece, but a rollout's first, that only bring its memory up to date; less than a piece."""
     clip_range: Schedule = constant(0.2)
     """How far the probability ratio may leave 1 before its gradient is cut off."""
     advantage: AdvantageScale = "rollout"
@@ -182,6 +184,7 @@ class PPOConfig:
         _require("ppo.epochs", self.epochs, self.epochs >= 1, "at least 1")
         _require("ppo.minibatches", self.minibatches, self.minibatches >= 1, "at least 1")
         _require("ppo.chunk", self.chunk, self.chunk is None or self.chunk >= 1, "at least 1")
+        _require("ppo.burn_in", self.burn_in, self.burn_in >= 0, "0 or more")
         _require("ppo.clip_range", self.clip_range, self.clip_range.bounds[0] > 0, "positive values")
         _require("ppo.entropy_coef", self.entropy_coef, self.entropy_coef.bounds[0] >= 0, "values >= 0")
         _require("ppo.value_coef", self.value_coef, self.value_coef.bounds[0] > 0, "positive values")

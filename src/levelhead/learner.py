@@ -9,12 +9,12 @@ from torch.nn.functional import pad
 
 from levelhead.flat import AdamGroup, FlatAdam, clip_, flatten
 from levelhead.metrics import RunningMean
-from levelhead.networks import Policy
+from levelhead.networks import Policy, State
 from levelhead.objectives import Objective
 from levelhead.rollout import Batch
 from levelhead.schedules import Coefficient, Schedule
 from levelhead.seeding import Stream, generator
-from levelhead.tree import restore
+from levelhead.tree import restore, tree_map
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ class Learner:
         return torch.cat((means, checked))
 
     def _loss(self, batch: Batch, weight: Tensor) -> tuple[Tensor, Tensor]:
-        actor_features, critic_features = self.policy.features(batch.observation, batch.state, batch.begins)
+        actor_features, critic_features = self.policy.features(batch.observation, self._state(batch), batch.begins)
         new = self.policy.action_head.evaluate(actor_features, batch.action, batch.action_mask)
         actor = self.objective(new, batch)
         old, clip = (None, None) if self.value_clip is None else (batch.old_value, self.value_clip.tensor)
@@ -177,6 +177,16 @@ class Learner:
             diagnostics = torch.stack((actor.approx_kl, actor.clip_fraction)) @ weight
             means = torch.cat((terms[:2], -terms[2:], diagnostics))
         return loss, means
+
+    @torch.no_grad()
+    def _state(self, batch: Batch) -> State:
+        """What the network remembers at the first step that is learned from; burn-in passes no gradient."""
+        burn_in = batch.burn_in
+        if burn_in is None:
+            return batch.state
+        after = self.policy.remember(burn_in.observation, batch.state, burn_in.begins)
+        skipped = burn_in.skipped.unsqueeze(-1)
+        return tree_map(lambda kept, new: torch.where(skipped, kept, new), batch.state, after)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Adam's state, one entry per group and moment."""

@@ -32,7 +32,7 @@ class Rollout:
     begins: Tensor
     """bool: whether the observation is the first of an episode."""
     state: State
-    """What the network remembered before the first row of each chunk, leaves `[chunks, N, ...]`."""
+    """What the network remembered before the first row of each chunk, or of its burn-in, leaves `[chunks, N, ...]`."""
     value: Tensor
     """Of the observation, raw."""
     next_value: Tensor
@@ -46,6 +46,23 @@ class Rollout:
     def masks(self, tasks: int) -> list[Tensor]:
         """The valid samples of each task, bool `[T, N]`."""
         return [self.valid] if self.task is None else [self.valid & (self.task == k) for k in range(tasks)]
+
+
+@dataclass(frozen=True)
+class BurnIn:
+    """Steps before each column that bring its state up to date with today's network, `[B, C, ...]`."""
+
+    observation: Tree
+    """As networks read it."""
+    begins: Tensor
+    """bool, whether an episode begins."""
+    skipped: Tensor
+    """bool `[C]`: columns at the rollout's beginning, whose state is that before their own first step."""
+
+    def take(self, index: Tensor) -> "BurnIn":
+        """The columns that `index` names; observations in rows, `[B * len(index), ...]`."""
+        rows = tree_map(lambda x: x.index_select(1, index).flatten(0, 1), self.observation)
+        return BurnIn(rows, self.begins.index_select(1, index), self.skipped.index_select(0, index))
 
 
 @dataclass(frozen=True)
@@ -70,9 +87,10 @@ class Batch:
     begins: Tensor
     """bool `[S, C]`, whether an episode begins."""
     state: State
-    """Before the first step, leaves `[C, ...]`."""
+    """Before the first step, burn-in included, leaves `[C, ...]`."""
     task: Tensor | None = None
     """int64: the output of the value head that each row belongs to; None where there is one alone."""
+    burn_in: BurnIn | None = None
 
     def only(self, valid: Tensor) -> "Batch":
         """The same rows, with zeros in those that are not valid: whatever stood there, it cannot spread.
@@ -85,14 +103,18 @@ class Batch:
             # A mask without any legal choice would be worse than one in which all are.
             return torch.where(valid.view(*valid.shape, *(1,) * (x.ndim - 2)), x, x.dtype == torch.bool)
 
-        return self._map(keep, self.begins, self.state)
+        return self._map(keep, self.begins, self.state, self.burn_in)
 
     def take(self, index: Tensor) -> "Batch":
         """The columns that `index` names, `[S * len(index), ...]`; `begins` stays `[S, len(index)]`."""
         state = tree_map(lambda x: x.index_select(0, index), self.state)
-        return self._map(lambda x: x.index_select(1, index).flatten(0, 1), self.begins.index_select(1, index), state)
+        burn_in = None if self.burn_in is None else self.burn_in.take(index)
+        begins = self.begins.index_select(1, index)
+        return self._map(lambda x: x.index_select(1, index).flatten(0, 1), begins, state, burn_in)
 
-    def _map(self, function: Callable[[Tensor], Tensor], begins: Tensor, state: State) -> "Batch":
+    def _map(
+        self, function: Callable[[Tensor], Tensor], begins: Tensor, state: State, burn_in: BurnIn | None
+    ) -> "Batch":
         return Batch(
             observation=tree_map(function, self.observation),
             action=tree_map(function, self.action),
@@ -104,7 +126,15 @@ class Batch:
             begins=begins,
             state=state,
             task=None if self.task is None else function(self.task),
+            burn_in=burn_in,
         )
+
+
+def before_chunks(x: Tensor, length: int, steps: int) -> Tensor:
+    """The rows before each chunk, `[T, N, ...] -> [steps, T / length * N, ...]`; before the first, any."""
+    starts = torch.arange(0, len(x), length, device=x.device)
+    rows = (starts - steps).clamp(min=0) + torch.arange(steps, device=x.device).unsqueeze(1)
+    return x[rows].flatten(1, 2)
 
 
 def chunked(x: Tensor, length: int) -> Tensor:

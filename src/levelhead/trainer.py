@@ -18,7 +18,7 @@ from levelhead.metrics import to_host
 from levelhead.networks import Policy
 from levelhead.numerics import explained_variance, moments, pick
 from levelhead.returns import gae
-from levelhead.rollout import Batch, Rollout, chunked
+from levelhead.rollout import Batch, BurnIn, Rollout, before_chunks, chunked
 from levelhead.schedules import Schedule
 from levelhead.tree import Tree, by_path, tree_map
 
@@ -35,6 +35,8 @@ class TrainerSettings:
     """Retention of the value head's statistics; None leaves it to the head."""
     chunk: int
     """Steps that are learned from in order, in one piece; 1 without memory."""
+    burn_in: int = 0
+    """Steps before each piece, but the first, that bring its memory up to date."""
 
 
 @dataclass(frozen=True)
@@ -160,8 +162,9 @@ class Trainer:
         def columns(tree: Tree) -> Tree:
             return tree_map(lambda x: chunked(x, self.settings.chunk), tree)
 
+        observation = self.policy.reader(rollout.observation)
         batch = Batch(
-            observation=columns(self.policy.reader(rollout.observation)),
+            observation=columns(observation),
             action=columns(rollout.action),
             action_mask=None if rollout.action_mask is None else columns(rollout.action_mask),
             log_prob=columns(rollout.log_prob),
@@ -171,6 +174,7 @@ class Trainer:
             begins=columns(rollout.begins),
             state=tree_map(lambda x: x.flatten(0, 1), rollout.state),
             task=None if rollout.task is None else columns(rollout.task),
+            burn_in=self._burn_in(observation, rollout.begins),
         )
         with torch.enable_grad():
             metrics |= self.learner.learn(batch, columns(valid), healthy, self.iteration)
@@ -178,6 +182,17 @@ class Trainer:
 
         self.policy.reader.update(rollout.observation, valid, apply=health.ok)
         return health, metrics
+
+    def _burn_in(self, observation: Tree, begins: Tensor) -> BurnIn | None:
+        length, steps = self.settings.chunk, self.settings.burn_in
+        if not steps:
+            return None
+        columns = begins.numel() // length
+        return BurnIn(
+            tree_map(lambda x: before_chunks(x, length, steps), observation),
+            before_chunks(begins, length, steps),
+            skipped=torch.arange(columns, device=begins.device) < begins.shape[1],
+        )
 
     def _preservation_error(self, rollout: Rollout, had_scale: Tensor) -> Tensor:
         """How far outputs moved with their statistics, at most, in stds; one's first scale has nothing to preserve."""

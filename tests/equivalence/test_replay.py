@@ -112,7 +112,7 @@ def scrambled(policy):
     return policy
 
 
-def trainer_of(env, memory, action, chunk, objective):
+def trainer_of(env, memory, action, chunk, objective, burn_in=0):
     chunked_by = chunk if memory.kind != "none" else None
     config = Config(
         "toy",
@@ -121,7 +121,7 @@ def trainer_of(env, memory, action, chunk, objective):
         memory=memory,
         action=ActionConfig(**action),
         network=NetworkConfig(shared=(5,), actor=(6,), critic=(6,)),
-        ppo=PPOConfig(epochs=1, minibatches=2, chunk=chunked_by),
+        ppo=PPOConfig(epochs=1, minibatches=2, chunk=chunked_by, burn_in=burn_in),
         device="cpu",
     )
     policy = scrambled(build_policy(config, env.observation_space, env.action_space))
@@ -200,6 +200,31 @@ def test_what_is_remembered_before_each_chunk_is_kept():
     assert kept.shape == (3, collector.env.num_envs, 1)
     assert (kept[0] == 0).all()
     assert torch.equal(kept[1:, :, 0], rollout.value[[3, 7]])
+
+
+@pytest.mark.parametrize("memory", MEMORIES[1:], ids=lambda m: f"{m.kind}-{m.place}-{m.sharing}")
+@pytest.mark.parametrize("burn_in", [1, 3])
+def test_burn_in_brings_the_state_before_a_chunk_up_to_date(memory, burn_in):
+    trainer = trainer_of(rambling(Discrete(4), True), memory, {}, 4, FirstRatio(), burn_in=burn_in)
+    seen, learn = [], trainer.learner.learn
+    trainer.learner.learn = lambda batch, *rest: (seen.append(batch), learn(batch, *rest))[1]
+    next(trainer)
+    policy = trainer.policy
+    with torch.no_grad():
+        stale = trainer.learner._state(seen[0].take(torch.arange(12)))
+        for parameter in policy.parameters():
+            parameter.mul_(1.1)
+        fresh = trainer.learner._state(seen[0].take(torch.arange(12)))
+    for before, after in zip(tree_leaves(stale), tree_leaves(fresh), strict=True):
+        assert torch.equal(before[:4], after[:4])  # a rollout's first chunk has no steps before it
+        assert (before[4:] != after[4:]).any(1).float().mean() > 0.5  # the others, unless an episode has just begun
+
+
+@pytest.mark.parametrize("memory", MEMORIES[1:], ids=lambda m: f"{m.kind}-{m.place}-{m.sharing}")
+def test_burn_in_changes_nothing_as_long_as_the_network_is_the_one_that_acted(memory):
+    objective = FirstRatio()
+    next(trainer_of(rambling(Discrete(4), True), memory, {}, 4, objective, burn_in=3))
+    assert_close(objective.ratios[0], torch.ones_like(objective.ratios[0]), rtol=0, atol=2e-5)
 
 
 def test_a_policy_that_is_asked_step_by_step_remembers_as_in_training():

@@ -70,6 +70,7 @@ class GaussianHead(ActionHead):
         self.bounds = BOUNDS[bounds](low, high)
         self.color = color
         self.code_dim = dim
+        self.entropy_learned = self.sigma.learned
 
     def noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         """Standard normal, `[*shape, D]`."""

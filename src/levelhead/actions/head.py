@@ -29,10 +29,12 @@ class ActionHead(nn.Module, ABC):
     log-probabilities and divergences of the policy that acted need no second pass through the network.
 
     Attributes:
+        entropy_learned: whether the entropy depends on anything that is learned.
         exact: whether entropy and KL are those of the distribution, not estimates from the sampled action.
         code_dim: size of `code`.
     """
 
+    entropy_learned: bool = True
     exact: bool = True
     code_dim: int
 

@@ -87,6 +87,7 @@ class JointHead(ActionHead):
                 embedding = nn.Linear(self._head(seen).code_dim, embedding_dim, bias=False)
                 self.embeddings[_key(f"{path} sees {seen}")] = orthogonal(embedding, gain=1.0)
             self.heads[_key(path)] = head
+        self.entropy_learned = any(self._head(path).entropy_learned for path in parts)
         self.code_dim = sum(self._head(path).code_dim for path in parts)
 
     def _require_earlier(self, path: str, part: Part) -> None:

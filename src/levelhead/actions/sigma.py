@@ -18,7 +18,12 @@ class Sigma(nn.Module, ABC):
 
     Args:
         dim: D, the number of action dimensions.
+
+    Attributes:
+        learned: whether there is anything in it that learns.
     """
+
+    learned: bool = True
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -42,6 +47,7 @@ class ScheduledSigma(Sigma):
         ValueError: a value of the schedule is not positive.
     """
 
+    learned = False
     log_std: Tensor
 
     def __init__(self, dim: int, std: Schedule) -> None:

@@ -47,6 +47,7 @@ class TanhGaussianHead(GaussianHead):
         self, input_dim: int, low: Tensor, high: Tensor, sigma: Sigma | None = None, *, color: float = 0.0
     ) -> None:
         super().__init__(input_dim, low, high, sigma, bounds="rescale", color=color)
+        self.entropy_learned = True  # through the mean, whatever sigma is
         self.register_buffer("weights", torch.tensor(WEIGHTS), persistent=False)
         self.register_buffer("variances", torch.tensor(STDS).square(), persistent=False)
 

@@ -93,6 +93,13 @@ class Policy(nn.Module):
         shared, _ = self.network.shared(x, state.shared, reset)
         return self.network.actor(shared, state.actor, reset)[0], self.network.critic(shared, state.critic, reset)[0]
 
+    def remember(self, x: Tree, state: State, reset: Tensor) -> State:
+        """The state after these steps, of all three torsos."""
+        x, shared = self.network.shared(x, state.shared, reset)
+        return State(
+            shared, self.network.actor(x, state.actor, reset)[1], self.network.critic(x, state.critic, reset)[1]
+        )
+
     # -- for callers who go step by step ---------------------------------------------------------------------------
 
     @torch.no_grad()
