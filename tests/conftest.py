@@ -11,7 +11,7 @@ import torch
 
 import levelhead as lh
 from levelhead import checkpoint
-from toys import Hybrid, Pixels
+from toys import Guarded, Hybrid, Pixels
 
 torch.set_num_threads(1)  # tensors are tiny here: a second thread only costs
 
@@ -88,6 +88,7 @@ def two_tasks():
 
 gym.register("Hybrid-v0", Hybrid)
 gym.register("Pixels-v0", Pixels)
+gym.register("Guarded-v0", Guarded)
 
 
 @pytest.fixture

@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.spaces import Box
-from gymnasium.vector import AutoresetMode
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from torch.testing import assert_close
 
-from levelhead.actions import GaussianHead
+from levelhead.actions import CategoricalHead, GaussianHead
 from levelhead.build import build_policy
 from levelhead.collector import Collector
-from levelhead.envs import make_gymnasium
+from levelhead.envs import GymnasiumVecEnv, make_gymnasium
 from levelhead.errors import ConfigError
 from parts import features_of
-from toys import SMALL, Chain, Counting, Matching, Noise, Switching, Tampered, config, counting_envs, readout
+from toys import SMALL, Chain, Counting, Guarded, Matching, Noise, Switching, Tampered, config, counting_envs, readout
 
 every_mode = pytest.mark.parametrize("mode", list(AutoresetMode))
 
@@ -281,3 +281,45 @@ def test_tasks_of_another_shape_or_dtype_are_refused(task):
     env.tasks, env.task = ("a", "b"), task
     with pytest.raises(ConfigError, match=r"accepted: 3 numbers of torch\.int64"):
         Collector(env, readout(tasks=2), 4, seed=1)
+
+
+# -- masks -----------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_stored_as_legal_is_what_was_chosen_from():
+    collector = Collector(make_gymnasium(Guarded, 3), readout(CategoricalHead(1, 10, start=3)), 20, seed=1)
+    for iteration in range(2):
+        rollout = collector.collect(iteration)
+        assert (rollout.action_mask.sum(-1) == 2).all()
+        assert rollout.action_mask.gather(-1, rollout.action.unsqueeze(-1)).all()
+        assert_close(rollout.log_prob, torch.full((20, 3), math.log(0.5)))  # a blind choice among two
+
+
+def test_a_mask_that_leaves_nothing_names_the_environment():
+    makes = [Guarded, lambda: Guarded(nothing_legal_at=4), Guarded]
+    env = GymnasiumVecEnv(SyncVectorEnv(makes, autoreset_mode=AutoresetMode.SAME_STEP))
+    collector = Collector(env, readout(CategoricalHead(1, 10, start=3)), 8, seed=1)
+    with pytest.raises(ConfigError, match=r"action mask of environment 1 leaves nothing legal"):
+        collector.collect(0)
+
+
+@pytest.mark.parametrize("when", [0, 3])
+def test_masks_that_come_and_go_are_refused(when):
+    env = make_gymnasium(Guarded, 2)
+
+    def tamper(call, step):
+        if call == when:
+            env.action_mask = None
+        return step
+
+    class Masked(Tampered):
+        action_mask = property(lambda self: self.env.action_mask)
+
+    collector = Collector(Masked(env, tamper), readout(CategoricalHead(1, 10, start=3)), 8, seed=1)
+    with pytest.raises(ConfigError, match="masks at some steps, and none at others"):
+        collector.collect(0)
+
+
+def test_masks_that_the_action_head_does_not_take_are_refused_at_once():
+    with pytest.raises(ConfigError, match=r"expected torch\.bool \(\.\.\., 2\)"):
+        Collector(make_gymnasium(Guarded, 2), readout(), 8, seed=1)

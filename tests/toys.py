@@ -142,6 +142,52 @@ class Pixels(gym.Env):
         return self.observe(), reward, self.steps == 5, False, {}
 
 
+class Recall(gym.Env):
+    """The first of four observations is a sign; the last action is paid if it is that of the sign."""
+
+    observation_space = Box(-1.0, 1.0, (1,))
+    action_space = Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps, self.sign = 0, int(self.np_random.integers(2))
+        return np.array([2 * self.sign - 1], np.float32), {}
+
+    def step(self, action):
+        self.steps += 1
+        reward = float(action == self.sign) if self.steps == 4 else 0.0
+        return np.zeros(1, np.float32), reward, self.steps == 4, False, {}
+
+
+class Guarded(gym.Env):
+    """Ten choices, of which the mask leaves two: the lower one pays, and what is masked ends the world."""
+
+    observation_space = Box(0.0, 1.0, (1,))
+    action_space = Discrete(10, start=3)
+
+    def __init__(self, nothing_legal_at=None):
+        self.nothing_legal_at = nothing_legal_at
+
+    def told(self):
+        self.legal = self.np_random.choice(10, 2, replace=False)
+        mask = np.zeros(10, np.int8)
+        if self.steps != self.nothing_legal_at:
+            mask[self.legal] = 1
+        return np.ones(1, np.float32), {"action_mask": mask}
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps = 0
+        return self.told()
+
+    def step(self, action):
+        assert action - 3 in self.legal, "an illegal action"
+        reward = float(action - 3 == min(self.legal))
+        self.steps += 1
+        observation, info = self.told()
+        return observation, reward, self.steps == 6, False, info
+
+
 class Toy(VecEnv):
     """One step per episode, observation 1, reward `scale`; subclasses change what they like."""
 

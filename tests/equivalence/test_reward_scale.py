@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from levelhead.build import build_policy, build_trainer
-from levelhead.config import Config, PPOConfig
+from levelhead.config import ActionConfig, Config, MemoryConfig, PPOConfig
 from levelhead.envs import make_gymnasium
 from levelhead.schedules import constant
 from toys import snapshot
@@ -17,10 +17,11 @@ every_env = pytest.mark.parametrize("env_id", ["CartPole-v1", "Acrobot-v1", "Pen
 
 
 @cache
-def trained(env_id, value, advantage, scale, value_clip=None):
+def trained(env_id, value, advantage, scale, value_clip=None, memory="none", gates=False):
     """The policy after a short run, and what its episodes returned."""
     ppo = PPOConfig(epochs=2, advantage=advantage, value_clip=value_clip, entropy_coef=constant(0.01))
-    config = Config(env_id, STEPS, value=value, num_envs=4, num_steps=128, reward_scale=scale, device="cpu", ppo=ppo)
+    parts = {"memory": MemoryConfig(memory), "action": ActionConfig(gates={"1": {"0": [0]}} if gates else {})}
+    config = Config(env_id, STEPS, value=value, num_envs=4, reward_scale=scale, device="cpu", ppo=ppo, **parts)
     env = make_gymnasium(env_id, config.num_envs)
     trainer = build_trainer(config, env, build_policy(config, env.observation_space, env.action_space))
     *_, last = trainer
@@ -41,10 +42,25 @@ def test_a_power_of_two_changes_nothing_but_the_statistics_which_it_multiplies(e
     power_of_two_changes_nothing_but_statistics(env_id, value, advantage, exponent)
 
 
-def power_of_two_changes_nothing_but_statistics(env_id, value, advantage, exponent):
+@pytest.mark.parametrize(
+    ("env_id", "parts"),
+    [
+        ("CartPole-v1", {"memory": "lstm"}),
+        ("Pendulum-v1", {"memory": "gru"}),
+        ("Hybrid-v0", {"gates": True}),
+        ("Hybrid-v0", {"memory": "lstm"}),
+        ("Guarded-v0", {"memory": "gru"}),
+    ],
+)
+@pytest.mark.parametrize("exponent", [20, -20])
+def test_so_it_is_with_memory_masks_and_gates(env_id, parts, exponent):
+    power_of_two_changes_nothing_but_statistics(env_id, "popart", "rollout", exponent, **parts)
+
+
+def power_of_two_changes_nothing_but_statistics(env_id, value, advantage, exponent, **more):
     scale = 2.0**exponent
-    plain, plain_return = trained(env_id, value, advantage, 1.0)
-    scaled, scaled_return = trained(env_id, value, advantage, scale)
+    plain, plain_return = trained(env_id, value, advantage, 1.0, **more)
+    scaled, scaled_return = trained(env_id, value, advantage, scale, **more)
     assert scaled_return == plain_return
     for name, is_statistic in parts(plain).items():
         factor = 1.0 if not is_statistic else scale * scale if name.endswith("var") else scale

@@ -2,13 +2,16 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
-from levelhead.config import NetworkConfig, OptimizerConfig, PPOConfig
+import levelhead as lh
+from levelhead.config import ActionConfig, MemoryConfig, NetworkConfig, OptimizerConfig, PPOConfig
+from levelhead.envs import make_gymnasium
 from levelhead.schedules import constant
 from parts import features_of
-from toys import Bandit, Chain, Matching, Tampered, make_trainer
+from toys import Bandit, Chain, Guarded, Hybrid, Matching, Pixels, Recall, Tampered, make_trainer
 
 FAST = OptimizerConfig(learning_rate=constant(1e-2))
 every_scale = pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
@@ -19,7 +22,8 @@ def shifted(env, by):
 
 
 def trained(env, iterations, **options):
-    trainer = make_trainer(env, total_steps=iterations * 16 * env.num_envs, **{"optimizer": FAST, **options})
+    steps = iterations * options.get("num_steps", 16) * env.num_envs
+    trainer = make_trainer(env, total_steps=steps, **{"optimizer": FAST, **options})
     *_, last = trainer
     return trainer.policy, last.metrics
 
@@ -72,3 +76,42 @@ def test_the_entropy_bonus_holds_noise_up_that_the_reward_would_take_away():
         for x in (0.0, 1.0)
     )
     assert encouraged > plain + 0.3
+
+
+# -- memory, masks, hybrid actions and pictures ----------------------------------------------------------------------
+
+
+def taught(make, iterations, **options):
+    """A policy trained on eight environments, and what it makes of a hundred greedy episodes."""
+    policy, _ = trained(make_gymnasium(make, 8), iterations, **options)
+    return policy, lh.evaluate(policy, make, 100).mean_return
+
+
+@every_scale
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+def test_a_sign_is_remembered_by_those_who_can(scale, kind):
+    options = {"reward_scale": scale, "ppo": PPOConfig(minibatches=2), "num_steps": 32}
+    assert taught(Recall, 40, memory=MemoryConfig(kind, 8), **options)[1] > 0.95
+    assert taught(Recall, 40, **options)[1] < 0.7
+
+
+def test_among_what_a_mask_leaves_the_better_choice_is_found():
+    # Ten preferences in order, learned though only two choices are ever legal together; both would give 3.
+    assert taught(Guarded, 60)[1] > 5.5
+
+
+@pytest.mark.parametrize("gates", [{}, {"1": {"0": [0]}}])
+def test_a_type_is_learned_together_with_its_parameter(gates):
+    policy, score = taught(Hybrid, 80, action=ActionConfig(gates=gates))
+    assert score > 4.0  # the other types pay 5 / 3
+    x = np.linspace(-0.9, 0.9, 19, dtype=np.float32).reshape(-1, 1)
+    kind, number = policy.act(x)
+    assert (kind == 0).all()
+    assert np.abs(number - x).mean() < 0.15
+
+
+@pytest.mark.parametrize("encoder", ["nature", "impala"])
+def test_pictures_are_told_apart(encoder):
+    network = NetworkConfig(actor=(), critic=(), image_encoder=encoder)
+    optimizer = OptimizerConfig(learning_rate=constant(5e-4))
+    assert taught(Pixels, 3, network=network, optimizer=optimizer)[1] > 4.9  # of 5; by chance 2.5
