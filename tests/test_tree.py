@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from levelhead.tree import tree_leaves, tree_map
+from levelhead.tree import by_path, paths, restore, tree_leaves, tree_map
 
 
 class Pair(NamedTuple):
@@ -79,3 +79,82 @@ one, two = torch.ones(2), torch.ones(2, 2)
 def test_trees_of_different_structure_are_refused(tree, other):
     with pytest.raises(ValueError, match="trees differ"):
         tree_map(lambda a, b: a, tree, other)
+
+
+def test_leaves_may_be_anything_but_tuples_and_dicts():
+    things = [1, "text", None, [1, 2], {3}, torch.Size]
+    tree = {"a": things[0], "b": (things[1], Pair(things[2], things[3])), "c": (), "d": {"e": (things[4], things[5])}}
+    assert tree_leaves(tree) == things
+    assert tree_map(lambda x: x, tree) == tree
+    assert tree_map(lambda x, y: (x, y), (1, Pair(2, 3)), ("a", Pair("b", "c"))) == ((1, "a"), Pair((2, "b"), (3, "c")))
+
+
+def test_a_shape_is_a_leaf_of_no_tree():
+    assert tree_leaves(torch.ones(2, 3).shape) == [2, 3]  # a torch.Size is a tuple
+
+
+@pytest.mark.parametrize(
+    ("tree", "other", "said"),
+    [
+        ({"a": 1, "b": 2}, {"a": 1}, r"keys \['a', 'b'\] against"),
+        ((1, 2), (1, 2, 3), r"2 children against \['tuple'\]"),
+        ((1, 2), {"a": 1}, r"2 children against \['dict'\]"),
+        (1, (1, 2), r"a leaf against \['tuple'\]"),
+        ({1: 1, "a": 2}, {1: 1}, "keys"),
+    ],
+)
+def test_a_difference_says_what_differs(tree, other, said):
+    with pytest.raises(ValueError, match=said):
+        tree_map(lambda a, b: a, tree, other)
+
+
+def test_the_order_of_keys_is_that_of_the_first_tree():
+    assert list(tree_map(lambda a, b: a + b, {"b": 1, "a": 2}, {"a": 3, "b": 4})) == ["b", "a"]
+
+
+# -- paths ---------------------------------------------------------------------------------------------------------
+
+
+def test_paths_are_keys_and_positions_joined_by_slashes():
+    tree = {"b": (1, Pair(2, {"c.d": 3})), "a": 4, "": 5}
+    assert by_path(tree) == {"b/0": 1, "b/1/0": 2, "b/1/1/c.d": 3, "a": 4, "": 5}
+    assert list(by_path(tree)) == ["b/0", "b/1/0", "b/1/1/c.d", "a", ""]
+    assert paths(tree) == {"b": ("b/0", Pair("b/1/0", {"c.d": "b/1/1/c.d"})), "a": "a", "": ""}
+    assert isinstance(paths(tree)["b"][1], Pair)
+    assert by_path(7) == {"": 7}
+    assert paths(7) == ""
+    assert by_path(()) == by_path({}) == {}
+
+
+@law
+@given(trees)
+def test_there_is_a_path_for_every_leaf_and_no_two_are_alike(tree):
+    assert structure(tree_map(lambda _: torch.zeros(()), paths(tree))) == structure(tree)
+    assert list(by_path(tree)) == tree_leaves(paths(tree))
+    assert len(by_path(tree)) == len(tree_leaves(tree))
+
+
+@pytest.mark.parametrize("tree", [{"a/b": 1}, {"a": ({"/": 1},)}])
+def test_a_key_with_a_slash_is_refused(tree):
+    for function in (by_path, paths):
+        with pytest.raises(ValueError, match="must not hold a slash"):
+            function(tree)
+
+
+# -- states --------------------------------------------------------------------------------------------------------
+
+
+def test_a_state_is_written_in_place():
+    own = {"a": torch.zeros(2), "b": torch.zeros(())}
+    kept = own["a"]
+    restore(own, {"b": torch.tensor(3.0), "a": torch.ones(2)}, "it")
+    assert kept.tolist() == [1.0, 1.0]
+    assert own["b"] == 3
+
+
+@pytest.mark.parametrize("state", [{}, {"a": torch.zeros(3)}, {"a": torch.zeros(2), "b": torch.zeros(1)}])
+def test_a_state_of_other_names_or_shapes_is_refused_before_anything_is_written(state):
+    own = {"a": torch.ones(2)}
+    with pytest.raises(ValueError, match="the state of Adam is"):
+        restore(own, state, "Adam")
+    assert own["a"].tolist() == [1.0, 1.0]

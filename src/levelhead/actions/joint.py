@@ -61,19 +61,22 @@ class JointHead(ActionHead):
     Args:
         input_dim: number of features.
         parts: by path, in the order in which they choose.
-        structure: of the action, a tree whose leaves are the paths.
+        structure: of the action, a tree whose leaves are the paths; a flat dict by path where not given.
         embedding_dim: size of the embedding of each choice that a head sees.
 
     Raises:
         ConfigError: structure and parts disagree, or a part depends on one that doesn't come before it.
     """
 
-    def __init__(self, input_dim: int, parts: Mapping[str, Part], structure: Tree, embedding_dim: int = 32) -> None:
+    def __init__(
+        self, input_dim: int, parts: Mapping[str, Part], structure: Tree | None = None, embedding_dim: int = 32
+    ) -> None:
         super().__init__()
-        self.structure = structure
+        self.structure = {path: path for path in parts} if structure is None else structure
         self.parts = dict(parts)
-        if sorted(tree_leaves(structure)) != sorted(parts):
-            raise ConfigError(f"the action consists of {tree_leaves(structure)}; heads were declared for {list(parts)}")
+        leaves = tree_leaves(self.structure)
+        if sorted(leaves) != sorted(parts):
+            raise ConfigError(f"the action consists of {leaves}; heads were declared for {list(parts)}")
         self.heads = nn.ModuleDict()
         self.embeddings = nn.ModuleDict()
         self.exact = not any(part.depends for part in parts.values())
