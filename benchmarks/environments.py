@@ -48,6 +48,11 @@ def battleship() -> Env:
     return _popgym("BattleshipEasy")
 
 
+def battleship_pair() -> Env:
+    """`battleship` with an action in two parts, Tuple(Discrete(8), Discrete(8)), one of which may see the other."""
+    return TransformAction(battleship(), np.array, spaces.Tuple((spaces.Discrete(8), spaces.Discrete(8))))
+
+
 def repeat_previous() -> Env:
     """POPGym's RepeatPreviousEasy: name the suit seen three observations before this one. Return -1 to 1, 51 steps."""
     return _popgym("RepeatPreviousEasy")
@@ -202,6 +207,21 @@ def hybrid_toy() -> Env:
     return HybridToy()
 
 
+def hybrid_toy_box() -> Env:
+    """The hybrid toy for those who know real numbers alone: three scores, of which the highest chooses the type, and
+    the parameters of all types as shares of their ranges, -1 to 1. Box `[9]`.
+    """
+    env = HybridToy()
+    low, high = (np.concatenate(bounds) for bounds in zip(*env.ranges, strict=True))
+    ends = np.cumsum([len(bounds[0]) for bounds in env.ranges])[:-1]
+
+    def whole(action: np.ndarray) -> tuple[Any, ...]:
+        return (int(action[:3].argmax()), *np.split(low + (high - low) * (action[3:] + 1) / 2, ends))
+
+    bound = np.array([np.inf] * 3 + [1.0] * len(low), np.float32)
+    return TransformAction(env, whole, spaces.Box(-bound, bound))
+
+
 # -- masks -------------------------------------------------------------------------------------------------------
 
 ROWS, COLUMNS = 6, 7
@@ -300,17 +320,35 @@ def connect_four(opponent: Opponent = random_opponent, seed: int | None = None) 
     return ConnectFour(opponent, seed)
 
 
+class WithoutMask(WithoutInfo):
+    """Connect-four that keeps the mask back: who chooses a full column loses at once."""
+
+    def step(self, action: int):
+        if self.env.action_masks()[action]:
+            return super().step(action)
+        return self.env._observe(), -1.0, True, False, {}
+
+
+def connect_four_unmasked(opponent: Opponent = random_opponent, seed: int | None = None) -> Env:
+    """Connect-four without masks; choosing a full column loses the game."""
+    return WithoutMask(ConnectFour(opponent, seed))
+
+
 IDS: dict[str, tuple[Callable[..., Env], dict[str, Any]]] = {
     "levelhead/HiddenVelocityCartPole-v0": (hidden_velocity_cartpole, {}),
     "levelhead/Battleship-v0": (battleship, {}),
+    "levelhead/BattleshipPair-v0": (battleship_pair, {}),
     "levelhead/RepeatPrevious-v0": (repeat_previous, {}),
     "levelhead/CountRecall-v0": (count_recall, {}),
     "levelhead/MiniGridMemory-v0": (minigrid_memory, {}),
     "levelhead/Platform-v0": (platform, {}),
     "levelhead/VizdoomDeathmatch-v0": (vizdoom_deathmatch, {}),
     "levelhead/HybridToy-v0": (hybrid_toy, {}),
+    "levelhead/HybridToyBox-v0": (hybrid_toy_box, {}),
     "levelhead/ConnectFour-v0": (connect_four, {"opponent": random_opponent}),
     "levelhead/ConnectFourGreedy-v0": (connect_four, {"opponent": greedy_opponent}),
+    "levelhead/ConnectFourUnmasked-v0": (connect_four_unmasked, {"opponent": random_opponent}),
+    "levelhead/ConnectFourUnmaskedGreedy-v0": (connect_four_unmasked, {"opponent": greedy_opponent}),
 }
 
 for _id, (_factory, _kwargs) in IDS.items():

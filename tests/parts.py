@@ -14,6 +14,7 @@ from levelhead.networks import ObservationNormalizer, Policy, State
 from levelhead.objectives import ClipObjective, Objective
 from levelhead.rollout import Batch
 from levelhead.schedules import constant
+from levelhead.tree import tree_map
 
 OBSERVATIONS = Box(-np.inf, np.inf, (3,))
 CHOICES, REALS = Discrete(4), Box(-1.0, 1.0, (3,))
@@ -63,7 +64,7 @@ def make_batch(policy: Policy, rows: int, seed: int = 0) -> Batch:
 def batch_of(observation, action, log_prob, advantage, target, old_value, task=None) -> Batch:
     """Rows `[B, ...]` as columns of one step each, without memory."""
     given = (observation, action, log_prob, advantage, target, old_value, task)
-    x = [None if t is None else t.unsqueeze(0) for t in given]
+    x = [None if part is None else tree_map(lambda t: t.unsqueeze(0), part) for part in given]
     begins = torch.ones(1, len(log_prob), dtype=torch.bool)
     return Batch(x[0], x[1], None, *x[2:6], begins=begins, state=State((), (), ()), task=x[6])
 

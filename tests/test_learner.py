@@ -3,10 +3,12 @@
 from dataclasses import fields, replace
 from typing import get_args
 
+import numpy as np
 import pytest
 import torch
+from gymnasium.spaces import Box, Discrete, Tuple
 
-from levelhead.config import ValueKind
+from levelhead.config import ActionConfig, ValueKind
 from levelhead.learner import Learner
 from levelhead.objectives import ClipObjective
 from levelhead.schedules import Schedule, constant
@@ -182,6 +184,16 @@ def test_metrics_are_means_over_the_rows():
     assert got["train/loss"] == pytest.approx((-surrogate + 0.7 * error - 0.1 * entropy).item(), rel=1e-4)
     assert got["train/clip_fraction"] == pytest.approx(((ratio - 1).abs() > 0.2).float().mean().item())
     assert got["train/approx_kl"] == pytest.approx((ratio - 1 - ratio.log()).mean().item(), rel=1e-3)
+
+
+def test_the_entropy_of_several_heads_is_told_by_head():
+    policy = make_policy(Tuple([Discrete(3), Box(-1.0, 1.0, (2,))]), action=ActionConfig(gates={"1": {"0": [0]}}))
+    got = learn(make_learner(policy, epochs=1, minibatches=1), make_batch(policy, 6))
+    assert got["entropy/0"] + got["entropy/1"] == pytest.approx(got["entropy/action"].item(), rel=1e-6)
+    assert got["entropy/0"] == pytest.approx(np.log(3), rel=1e-2)  # nearly uniform at the start
+    assert got["entropy/1"] == pytest.approx(
+        (1 + np.log(2 * np.pi)) / 3, rel=1e-2
+    )  # a third of the time
 
 
 @pytest.mark.parametrize("progress", [0.0, 0.25, 1.0, 1.5])

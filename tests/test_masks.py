@@ -193,7 +193,7 @@ UNREADABLE = {
     "a dict": ({"a": np.ones((2, 3))}, THREE, "action mask"),
     "object rows of other sizes": (objects(np.ones(3), np.ones(2)), THREE, "action mask cannot be read"),
     "a tuple of too few parts": ((np.ones((2, 2)),), PAIR, "has 2 entries"),
-    "a tuple of other sizes": ((np.ones((2, 3)), np.ones((2, 2))), PAIR, r"action mask.*MultiDiscrete"),
+    "a tuple of other sizes": ((np.ones((2, 3)), np.ones((2, 2))), PAIR, "action mask"),
     "real numbers": (np.ones((2, 2)), BOX, "the action mask masks Box.*only discrete choices"),
     "real numbers within": ({"where": np.ones((2, 2))}, NESTED, "the action mask of 'where' masks Box"),
     "deep": ({"order": (np.ones((2, 4)), None)}, NESTED, r"the action mask of 'order/0' has 4 entries"),

@@ -85,6 +85,7 @@ class Learner:
                 "train/entropy_loss",
                 "train/approx_kl",
                 "train/clip_fraction",
+                *(f"entropy/{part}" for part in policy.action_head.names),
                 "train/loss",
                 *(f"grad/{name}_norm" for name in self.flat),
             ),
@@ -122,8 +123,8 @@ class Learner:
                 self._means.add(self._step(batch.take(index), weight))
         metrics = self._means.take()
         return {
-            **metrics,
             "entropy/action": -metrics["train/entropy_loss"],
+            **metrics,
             "train/entropy_coef": self.entropy_coef.tensor,
             "train/learning_rate": self.learning_rates["actor"].tensor,
         }
@@ -174,7 +175,7 @@ class Learner:
         terms = torch.stack((actor.loss, critic, new.entropy)) @ weight
         loss = terms @ self._loss_weights
         with torch.no_grad():
-            diagnostics = torch.stack((actor.approx_kl, actor.clip_fraction)) @ weight
+            diagnostics = torch.stack((actor.approx_kl, actor.clip_fraction, *new.entropies)) @ weight
             means = torch.cat((terms[:2], -terms[2:], diagnostics))
         return loss, means
 

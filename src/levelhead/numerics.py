@@ -90,3 +90,8 @@ def pick(x: Tensor, task: Tensor | None) -> Tensor:
     if task is None and x.shape[-1] != 1:
         raise ValueError(f"{x.shape[-1]} values per sample, and no task to choose by")
     return x.squeeze(-1) if task is None else x.gather(-1, task.unsqueeze(-1)).squeeze(-1)
+
+
+def one_hot(index: Tensor, choices: int) -> Tensor:
+    """`[L] -> [L, choices]` bool, True at the index; unlike torch's, without reading the indices on the host."""
+    return index.unsqueeze(-1) == torch.arange(choices, device=index.device)

@@ -54,7 +54,7 @@ def test_log_probability_entropy_and_kl_are_those_of_torch_in_the_environments_u
     head = head_with()
     features, other = torch.randn(2, *shape, FEATURES, dtype=torch.float64)
     action = torch.rand(*shape, D, dtype=torch.float64)
-    log_prob, entropy, old = head.evaluate(features, action)
+    log_prob, entropy, old, _ = head.evaluate(features, action)
     new = head.evaluate(other, action).parameters
     low, high = (bound.double() for bound in BOUNDS)
     to_box = AffineTransform(low, high - low)
@@ -74,7 +74,7 @@ def test_log_probability_entropy_and_kl_are_those_of_torch_in_the_environments_u
 def test_density_entropy_and_kl_are_those_of_numerical_integration(alpha, beta):
     x = cells()
     head, other = single(alpha, beta), single(2.5, 4.0)
-    log_prob, entropy, old = evaluated(head, x)
+    log_prob, entropy, old, _ = evaluated(head, x)
     weight = log_prob.exp() * 1.75 / len(x)
     new = evaluated(other, x)
     assert weight.sum().item() == pytest.approx(1, abs=1e-4)
@@ -185,7 +185,7 @@ def test_however_narrow_all_is_finite_in_float32_and_samples_lie_strictly_inside
     action, parameters = head.sample(features, head.noise((1000,), torch.Generator().manual_seed(0)))
     assert action.dtype == torch.float32
     assert ((action > 0) & (action < 1)).all()
-    log_prob, entropy, new = head.evaluate(features, action)
+    log_prob, entropy, new, _ = head.evaluate(features, action)
     moved = BetaParameters(parameters.alpha * 1.1, parameters.beta)
     kl = head.kl(moved, new)
     for x in (log_prob, entropy, kl):

@@ -51,7 +51,7 @@ def test_log_probability_entropy_and_kl_are_those_of_torch(shape, log_std):
     head = head_with(log_std)
     features, other = torch.randn(2, *shape, FEATURES, dtype=torch.float64)
     action = torch.randn(*shape, D, dtype=torch.float64)
-    log_prob, entropy, old = head.evaluate(features, action)
+    log_prob, entropy, old, _ = head.evaluate(features, action)
     assert_close(old.mean, head.linear(features), **EXACT)
     assert_close(log_prob, reference(old).log_prob(action), rtol=1e-10, atol=1e-10)
     assert_close(entropy, reference(old).entropy(), **EXACT)
@@ -148,7 +148,7 @@ def test_rescaled_actions_go_from_minus_one_to_one_and_keep_their_density():
     share = torch.tensor([[0.0], [0.5], [0.75], [1.0], [0.0], [1.0]], dtype=torch.float64)
     assert_close(head.to_environment(rows), low + share * (high - low), rtol=1e-6, atol=1e-6)
     features = torch.randn(len(rows), FEATURES, dtype=torch.float64)
-    log_prob, entropy, parameters = head.evaluate(features, rows)
+    log_prob, entropy, parameters, _ = head.evaluate(features, rows)
     assert_close(log_prob, reference(parameters).log_prob(rows), rtol=1e-10, atol=1e-10)
     assert_close(entropy, reference(parameters).entropy(), **EXACT)
 

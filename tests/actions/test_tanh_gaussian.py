@@ -83,7 +83,7 @@ def test_the_density_integrates_to_one_over_the_box(mean, log_std):
 def test_entropy_is_that_of_numerical_integration(mean, log_std):
     head = single(mean, log_std)
     u, weight = grid(mean, math.exp(log_std))
-    log_prob, entropy, _ = evaluated(head, u)
+    log_prob, entropy, *_ = evaluated(head, u)
     assert entropy[0].item() == pytest.approx(-(weight @ log_prob).item(), abs=1e-5)
 
 
@@ -91,7 +91,7 @@ def test_entropy_is_that_of_numerical_integration(mean, log_std):
 @settings(deadline=None)
 def test_the_gradient_of_entropy_is_that_of_numerical_integration(mean, log_std):
     head = single(mean, log_std)
-    _, entropy, _ = evaluated(head, torch.zeros(1, dtype=torch.float64))
+    _, entropy, *_ = evaluated(head, torch.zeros(1, dtype=torch.float64))
     gradients = torch.autograd.grad(entropy.sum(), (head.linear.bias, head.sigma.log_std))
     u, weight = grid(mean, math.exp(log_std))
     # d/du log(1 - tanh(u)^2) = -2 tanh(u); each draw moves by 1 with the mean, and by u - mean with the log-std.
@@ -163,7 +163,7 @@ def test_far_out_all_is_finite_in_float32_and_log_probability_agrees_with_float6
     features, action = torch.randn(2, FEATURES, dtype=torch.float64), torch.tensor([[u, -u], [-u, u]]).double()
     expected = head.evaluate(features, action).log_prob
     head = head.float()
-    log_prob, entropy, parameters = head.evaluate(features.float(), action.float())
+    log_prob, entropy, parameters, _ = head.evaluate(features.float(), action.float())
     assert_close(log_prob.double(), expected, rtol=1e-5, atol=1e-3)
     assert_close(head.log_prob(parameters, action.float()), log_prob, rtol=1e-5, atol=1e-3)
     (log_prob + entropy).sum().backward()

@@ -6,7 +6,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from gymnasium.spaces import Box, Discrete
+from gymnasium.spaces import Box, Dict, Discrete, MultiDiscrete, Tuple
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from levelhead.envs import GymnasiumVecEnv, MultiTaskVecEnv, make_env, make_gymnasium
@@ -14,6 +14,7 @@ from levelhead.errors import ConfigError
 from toys import PLANS, TWO_CHOICES, Counting, Toy, counting_envs, expected_story, told_story
 
 MODES = {mode.name: mode for mode in AutoresetMode}
+FOUR = Discrete(4)
 BOTH = "Pendulum-v1+MountainCarContinuous-v0"
 
 
@@ -183,6 +184,104 @@ def test_the_ends_of_the_common_space_are_the_bounds_of_every_task_exactly(dtype
     np.testing.assert_array_equal(received[2], np.where([0, 1, 0, 1], space.high, space.low))
 
 
+NESTED = Dict(kind=Discrete(3), where=Tuple((Box(-1.0, 1.0, (2,)), MultiDiscrete([2, 4]))))
+
+
+def test_nested_actions_that_are_alike_reach_every_member_in_their_structure():
+    members = {"a": Recorder(1, space=NESTED), "b": Recorder(2, space=Dict(**NESTED.spaces))}
+    env = MultiTaskVecEnv(members)
+    assert env.action_space == NESTED
+    where, numbers = torch.rand(3, 2), torch.tensor([[0, 3], [1, 2], [0, 1]])
+    env.step({"kind": torch.tensor([2, 0, 1]), "where": (where, numbers)})
+    for member, rows in zip(members.values(), (slice(0, 1), slice(1, 3)), strict=True):
+        (action,) = member.received
+        assert action["kind"].tolist() == [2, 0, 1][rows]
+        assert torch.equal(action["where"][0], where[rows])
+        assert torch.equal(action["where"][1], numbers[rows])
+
+
+# -- masks -------------------------------------------------------------------------------------------------------
+
+
+class Masking(Recorder):
+    """Masks drawn by the number of the step; after a reset the first of them."""
+
+    def __init__(self, num_envs=2, paths=None, space=FOUR):
+        super().__init__(num_envs, space=space)
+        self.paths = paths
+
+    def mask(self, draw):
+        masks = torch.rand(self.num_envs, 4, generator=torch.Generator().manual_seed(draw)) < 0.5
+        return masks if self.paths is None else dict.fromkeys(self.paths, masks)
+
+    def reset(self, seed):
+        self.draw, self.action_mask = 0, self.mask(0)
+        return super().reset(seed)
+
+    def step(self, action):
+        self.draw += 1
+        self.action_mask = self.mask(self.draw)
+        return super().step(action)
+
+    def reward(self, action):
+        return torch.ones(self.num_envs)
+
+
+def test_rows_of_members_without_masks_are_legal_throughout():
+    masking = Masking(3)
+    env = MultiTaskVecEnv({"a": Recorder(2, space=FOUR), "b": masking, "c": Recorder(1, space=FOUR)})
+    env.reset(0)
+    for draw in range(3):
+        expected = torch.cat((torch.ones(2, 4), masking.mask(draw), torch.ones(1, 4))).bool()
+        assert env.action_mask.dtype == torch.bool
+        assert torch.equal(env.action_mask, expected)
+        env.step(torch.zeros(6, dtype=torch.int64))
+
+
+def test_masks_of_several_members_stand_one_below_the_other():
+    one, other = Masking(1), Masking(2)
+    env = MultiTaskVecEnv({"a": one, "b": other})
+    env.reset(0)
+    env.step(torch.zeros(3, dtype=torch.int64))
+    assert torch.equal(env.action_mask, torch.cat((one.mask(1), other.mask(1))))
+
+
+TREE = Dict(x=FOUR, y=FOUR)
+
+
+def idle(num_envs):
+    return {key: torch.zeros(num_envs, dtype=torch.int64) for key in "xy"}
+
+
+def test_masks_by_path_are_joined_by_path():
+    one, other = Masking(1, "xy", TREE), Masking(2, "xy", TREE)
+    env = MultiTaskVecEnv({"a": one, "b": other, "c": Recorder(1, space=TREE)})
+    env.reset(0)
+    env.step(idle(4))
+    assert list(env.action_mask) == ["x", "y"]
+    for path in "xy":
+        whole = torch.cat((one.mask(1)[path], other.mask(1)[path], torch.ones(1, 4, dtype=torch.bool)))
+        assert torch.equal(env.action_mask[path], whole)
+
+
+@pytest.mark.parametrize(("first", "second"), [("x", "y"), ("x", "xy"), ("xy", "y")])
+def test_parts_that_only_some_members_mask_are_free_in_the_others(first, second):
+    one, other = Masking(1, first, TREE), Masking(2, second, TREE)
+    env = MultiTaskVecEnv({"a": one, "b": other})
+    env.reset(0)
+    for path in "xy":
+        rows = [m.mask(0).get(path, torch.ones(m.num_envs, 4, dtype=torch.bool)) for m in (one, other)]
+        assert torch.equal(env.action_mask[path], torch.cat(rows))
+
+
+def test_without_masks_there_are_none():
+    env = MultiTaskVecEnv({"a": Recorder(), "b": Recorder()})
+    env.reset(0)
+    assert env.action_mask is None
+    env.step(torch.zeros(4, dtype=torch.int64))
+    assert env.action_mask is None
+
+
 # -- closing -----------------------------------------------------------------------------------------------------
 
 
@@ -196,14 +295,14 @@ def test_closing_closes_every_member():
 
 # -- what cannot be joined ---------------------------------------------------------------------------------------
 
-MIXED = r"all have Box or all Discrete actions; these have disc Discrete\(2\), box Box"
+MIXED = r"tasks must have Box actions with one axis, or all the same space; these have disc Discrete\(2\), box Box"
 REFUSED = {
     "no member": ({}, "several tasks are asked for, and 0 is given"),
     "one member": ({"a": Recorder()}, "several tasks are asked for, and 1 is given"),
     "Discrete and Box": ({"disc": Recorder(), "box": boxed([-1], [1])}, MIXED),
     "Discrete of other sizes": (
         {"a": Recorder(), "b": Recorder(space=Discrete(3))},
-        r"discrete actions must share one space; these have a Discrete\(2\), b Discrete\(3\)",
+        r"or all the same space; these have a Discrete\(2\), b Discrete\(3\)",
     ),
     "Discrete of other starts": (
         {"a": Recorder(), "b": Recorder(space=Discrete(2, start=1))},
@@ -213,11 +312,23 @@ REFUSED = {
         {"fine": boxed([-1], [1]), "wild": boxed([-1, -np.inf], [1, 1])},
         r"actions of task wild need bounds.*Box",
     ),
-    "actions that no head fits": (
+    "actions of other kinds": (
         {"a": Recorder(), "b": Recorder(space=gym.spaces.MultiBinary(3))},
-        r"no action head fits MultiBinary\(3\)",
+        r"these have a Discrete\(2\), b MultiBinary\(3\)",
     ),
-    "observations that are no Box": ({"a": Recorder(), "b": Recorder(observes=Discrete(7))}, r"Discrete\(7\)"),
+    "nested actions that differ": (
+        {"a": Recorder(space=Tuple((TWO_CHOICES,))), "b": Recorder(space=Tuple((TWO_CHOICES, TWO_CHOICES)))},
+        r"these have a Tuple\(Discrete\(2\)\), b Tuple\(Discrete\(2\), Discrete\(2\)\)",
+    ),
+    "Box of several axes": ({"a": boxed([[-1]], [[1]]), "b": boxed([[-1]], [[1]])}, "Box actions with one axis"),
+    "observations that are no Box": (
+        {"a": Recorder(), "b": Recorder(observes=Discrete(7))},
+        r"observations of task b are Discrete\(7\)",
+    ),
+    "nested observations": (
+        {"a": Recorder(), "b": Recorder(observes=Dict(x=Box(-1.0, 1.0, (1,))))},
+        "observations of task b are Dict.*accepted where there are several tasks: Box",
+    ),
 }
 
 

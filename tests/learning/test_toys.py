@@ -103,6 +103,7 @@ def test_among_what_a_mask_leaves_the_better_choice_is_found():
 @pytest.mark.parametrize("gates", [{}, {"1": {"0": [0]}}])
 def test_a_type_is_learned_together_with_its_parameter(gates):
     policy, score = taught(Hybrid, 80, action=ActionConfig(gates=gates))
+    assert policy.action_head.names == ("0", "1")
     assert score > 4.0  # the other types pay 5 / 3
     x = np.linspace(-0.9, 0.9, 19, dtype=np.float32).reshape(-1, 1)
     kind, number = policy.act(x)

@@ -5,18 +5,18 @@ from math import prod
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import one_hot
 
 from levelhead.actions.head import ActionHead, Evaluation, require_mask
 from levelhead.initialization import orthogonal
+from levelhead.numerics import one_hot
 from levelhead.tree import Tree
 
 
 class CategoricalHead(ActionHead):
-    """A categorical distribution over n actions; its parameters are the logits `[L, n]`, lowest where masked.
+    """A categorical distribution over n actions; its parameters are the logits `[L, n]`, very low where masked.
 
-    Masks are bool `[L, n]`. An illegal action has probability 0 exactly and a log-probability near the lowest finite
-    number, so that nothing that follows from it, gradients included, is ever NaN.
+    Masks are bool `[L, n]`. An illegal action has probability 0 exactly and a log-probability that is very low but
+    finite, so that nothing that follows from it, gradients included, is ever NaN.
 
     Args:
         input_dim: number of features.
@@ -68,10 +68,6 @@ class CategoricalHead(ActionHead):
     def legal(self, mask: Tree) -> Tensor:
         return require_mask(mask, self.code_dim).any(-1)
 
-    def probability(self, parameters: Tensor, values: Tensor) -> Tensor:
-        """`[L]`, that the choice is one of `values`, counted from 0."""
-        return parameters.softmax(-1).index_select(-1, values).sum(-1)
-
 
 class MultiCategoricalHead(ActionHead):
     """D independent categorical distributions; their logits lie side by side, `[L, sum(actions)]`.
@@ -88,6 +84,7 @@ class MultiCategoricalHead(ActionHead):
     start: Tensor
     index: Tensor
     exists: Tensor
+    place: Tensor
 
     def __init__(
         self,
@@ -112,6 +109,8 @@ class MultiCategoricalHead(ActionHead):
         self.register_buffer("start", torch.tensor(start or [0] * len(counts)), persistent=False)
         self.register_buffer("index", index, persistent=False)
         self.register_buffer("exists", exists, persistent=False)
+        # The inverse of `index`: where in a flattened table each logit is.
+        self.register_buffer("place", exists.flatten().nonzero().squeeze(1), persistent=False)
 
     def noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         """Standard Gumbel, `[*shape, D, max(actions)]`."""
@@ -122,7 +121,7 @@ class MultiCategoricalHead(ActionHead):
         return logits if mask is None else without(logits, mask)
 
     def _table(self, logits: Tensor) -> Tensor:
-        """`[L, sum(actions)] -> [L, D, max(actions)]`, a row per dimension, filled up with the lowest number."""
+        """`[L, sum(actions)] -> [L, D, max(actions)]`, a row per dimension, filled up with what is never chosen."""
         return without(logits[..., self.index], self.exists)
 
     def sample(self, features: Tensor, noise: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -150,8 +149,8 @@ class MultiCategoricalHead(ActionHead):
         return (action + self.start).unflatten(-1, self.shape)
 
     def code(self, action: Tensor) -> Tensor:
-        codes = one_hot(action, self.exists.shape[1])[..., self.exists]
-        return codes.to(self.linear.weight.dtype)
+        codes = one_hot(action, self.exists.shape[1]).flatten(-2)
+        return codes[..., self.place].to(self.linear.weight.dtype)
 
     def legal(self, mask: Tree) -> Tensor:
         parts = require_mask(mask, self.code_dim).split(self.actions, -1)
@@ -165,5 +164,8 @@ def gumbel(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
 
 
 def without(logits: Tensor, legal: Tensor) -> Tensor:
-    """`logits` at the lowest finite number where not legal: there the softmax is 0, and no gradient passes."""
-    return torch.where(legal, logits, torch.finfo(logits.dtype).min)
+    """`logits`, very low where not legal: there the softmax is 0, and no gradient passes.
+
+    So low that no logit of a legal choice comes near, and so high that the sum over many dimensions is still finite.
+    """
+    return torch.where(legal, logits, torch.finfo(logits.dtype).min / 128)

@@ -19,6 +19,8 @@ class Evaluation(NamedTuple):
     """`[L]`, summed over action dimensions and heads."""
     parameters: Tree
     """The distribution's parameters, leaves `[L, ...]`."""
+    entropies: tuple[Tensor, ...] = ()
+    """What each part of a joint head adds to the entropy, `[L]` each, in the order of `ActionHead.names`."""
 
 
 class ActionHead(nn.Module, ABC):
@@ -29,11 +31,13 @@ class ActionHead(nn.Module, ABC):
     log-probabilities and divergences of the policy that acted need no second pass through the network.
 
     Attributes:
+        names: of the heads that it consists of; empty where it is a single one.
         entropy_learned: whether the entropy depends on anything that is learned.
         exact: whether entropy and KL are those of the distribution, not estimates from the sampled action.
         code_dim: size of `code`.
     """
 
+    names: tuple[str, ...] = ()
     entropy_learned: bool = True
     exact: bool = True
     code_dim: int

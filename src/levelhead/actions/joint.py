@@ -1,6 +1,6 @@
 """Several heads as one: independent, seeing each other's choices, or gated by them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,7 @@ from levelhead.actions.categorical import CategoricalHead
 from levelhead.actions.head import ActionHead, Evaluation
 from levelhead.errors import ConfigError
 from levelhead.initialization import orthogonal
-from levelhead.tree import Tree, by_path, tree_leaves, tree_map
+from levelhead.tree import Tree, by_path, tree_map
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,8 @@ class Part:
     gate: Gate | None = None
     """When the head's choice matters at all; None for always."""
     mask: Callable[[Mapping[str, Tensor]], Tensor] | None = None
-    """What earlier choices, by path and counted from 0, leave legal: bool of the shape that the head's masks have."""
+    """What earlier choices, by path and counted from 0, leave legal: bool of the shape that the head's masks have. A
+    choice behind a shut gate reads 0."""
 
     @property
     def needs(self) -> set[str]:
@@ -45,6 +46,18 @@ class Part:
     def depends(self) -> bool:
         """Whether the distribution hangs on what earlier heads happened to choose."""
         return bool(self.sees) or self.mask is not None
+
+
+class _Slot(nn.Module):
+    """The place of one head: what it reads of others' choices, and which of them open its gate."""
+
+    opening: Tensor | None
+
+    def __init__(self, head: ActionHead, embeddings: Sequence[nn.Module], opening: Tensor | None) -> None:
+        super().__init__()
+        self.head = head
+        self.embeddings = nn.ModuleList(embeddings)
+        self.register_buffer("opening", opening, persistent=False)
 
 
 class JointHead(ActionHead):
@@ -72,61 +85,61 @@ class JointHead(ActionHead):
         self, input_dim: int, parts: Mapping[str, Part], structure: Tree | None = None, embedding_dim: int = 32
     ) -> None:
         super().__init__()
-        self.structure = {path: path for path in parts} if structure is None else structure
         self.parts = dict(parts)
-        leaves = tree_leaves(self.structure)
-        if sorted(leaves) != sorted(parts):
-            raise ConfigError(f"the action consists of {leaves}; heads were declared for {list(parts)}")
-        self.heads = nn.ModuleDict()
-        self.embeddings = nn.ModuleDict()
-        self.exact = not any(part.depends for part in parts.values())
-        self._opening: dict[str, list[int]] = {}
+        self.names = tuple(parts)
+        self.structure = {path: path for path in parts} if structure is None else structure
+        if by_path(self.structure) != {path: path for path in parts}:
+            raise ConfigError(f"the structure of the action is {self.structure}; heads were declared for {list(parts)}")
+        self.slots = nn.ModuleList()
         for path, part in parts.items():
-            self._require_earlier(path, part)
-            head = part.make(input_dim + embedding_dim * len(part.sees))
-            if isinstance(head, JointHead):
-                raise ConfigError(f"the head of {path!r} is joint itself: declare its parts instead")
-            for seen in part.sees:
-                embedding = nn.Linear(self._head(seen).code_dim, embedding_dim, bias=False)
-                self.embeddings[_key(f"{path} sees {seen}")] = orthogonal(embedding, gain=1.0)
-            self.heads[_key(path)] = head
+            self.slots.append(self._slot(path, part, input_dim, embedding_dim))
+        self.exact = not any(part.depends for part in parts.values())
         self.entropy_learned = any(self._head(path).entropy_learned for path in parts)
         self.code_dim = sum(self._head(path).code_dim for path in parts)
 
-    def _require_earlier(self, path: str, part: Part) -> None:
+    def _slot(self, path: str, part: Part, input_dim: int, embedding_dim: int) -> "_Slot":
+        before = self.names[: len(self.slots)]
         for other in sorted(part.needs):
-            if _key(other) not in self.heads:
-                before = ", ".join(repr(p) for p in self.parts if _key(p) in self.heads) or "none"
-                raise ConfigError(f"the head of {path!r} depends on {other!r}; heads before it: {before}")
-        if part.gate is None:
-            return
-        chooser = self._head(part.gate.head)
+            if other not in before:
+                listed = ", ".join(map(repr, before)) or "none"
+                raise ConfigError(f"the head of {path!r} depends on {other!r}; heads before it: {listed}")
+        head = part.make(input_dim + embedding_dim * len(part.sees))
+        if isinstance(head, JointHead):
+            raise ConfigError(f"the head of {path!r} is joint itself: declare its parts instead")
+        embeddings = [
+            orthogonal(nn.Linear(self._head(seen).code_dim, embedding_dim, bias=False), gain=1.0) for seen in part.sees
+        ]
+        return _Slot(head, embeddings, None if part.gate is None else self._opening(path, part.gate))
+
+    def _opening(self, path: str, gate: Gate) -> Tensor:
+        """bool `[n]`: which choices open a gate."""
+        chooser = self._head(gate.head)
         if not isinstance(chooser, CategoricalHead):
-            raise ConfigError(f"{path!r} is gated by {part.gate.head!r}, which is no single choice of several")
-        opening = [value - chooser.start for value in part.gate.values]
-        if not opening or any(not 0 <= value < chooser.code_dim for value in opening):
-            named = f"{chooser.start} to {chooser.start + chooser.code_dim - 1}"
-            raise ConfigError(f"{path!r} opens for values {part.gate.values} of {part.gate.head!r}, which has {named}")
-        self._opening[path] = opening
+            raise ConfigError(f"{path!r} is gated by {gate.head!r}, which is no single choice of several")
+        choices = range(chooser.start, chooser.start + chooser.code_dim)
+        if not gate.values or not set(gate.values) <= set(choices):
+            named = f"{choices[0]} to {choices[-1]}"
+            raise ConfigError(f"{path!r} opens for values {gate.values} of {gate.head!r}, which has {named}")
+        return torch.tensor([choice in gate.values for choice in choices])
+
+    def _at(self, path: str) -> "_Slot":
+        slot = self.slots[self.names.index(path)]
+        assert isinstance(slot, _Slot)
+        return slot
 
     def _head(self, path: str) -> ActionHead:
-        head = self.heads[_key(path)]
-        assert isinstance(head, ActionHead)
-        return head
+        return self._at(path).head
 
     # -- one head after another ----------------------------------------------------------------------------------
 
     def _inputs(self, path: str, features: Tensor, choices: Mapping[str, Tensor]) -> Tensor:
         """Features, and embeddings of the choices that a head sees; of one whose gate was shut, zeros."""
-        seen = self.parts[path].sees
-        if not seen:
-            return features
         embedded: list[Tensor] = []
-        for other in seen:
-            x = self.embeddings[_key(f"{path} sees {other}")](self._head(other).code(choices[other]))
+        for other, embedding in zip(self.parts[path].sees, self._at(path).embeddings, strict=True):
+            x = embedding(self._head(other).code(choices[other]))
             gate = self._chosen(other, choices)
             embedded.append(x if gate is None else torch.where(gate.unsqueeze(-1), x, 0.0))
-        return torch.cat((features, *embedded), -1)
+        return torch.cat((features, *embedded), -1) if embedded else features
 
     def _mask(self, path: str, mask: Tree | None, choices: Mapping[str, Tensor]) -> Tensor | None:
         """What the environment and the earlier choices both leave legal."""
@@ -134,11 +147,19 @@ class JointHead(ActionHead):
         own = self.parts[path].mask
         if own is None:
             return given
-        computed = own(choices)
+        computed = own({other: self._unless_shut(other, x, choices) for other, x in choices.items()})
         return computed if given is None else computed & given
+
+    def _unless_shut(self, path: str, choice: Tensor, choices: Mapping[str, Tensor]) -> Tensor:
+        gate = self._chosen(path, choices)
+        if gate is None:
+            return choice
+        return torch.where(gate.view(*gate.shape, *(1,) * (choice.ndim - gate.ndim)), choice, 0)
 
     def _require_legal(self, path: str, mask: Tensor | None, choices: Mapping[str, Tensor]) -> None:
         """Refuses earlier choices that leave nothing to a head whose gate they open."""
+        if self.parts[path].mask is None:
+            return
         stuck = ~self._head(path).legal(mask)
         chosen = self._chosen(path, choices)
         if chosen is not None:
@@ -149,12 +170,10 @@ class JointHead(ActionHead):
 
     def _chosen(self, path: str, choices: Mapping[str, Tensor]) -> Tensor | None:
         """bool `[L]`: whether the choices at hand open a head's gate; None for always."""
-        gate = self.parts[path].gate
-        if gate is None:
+        gate, opening = self.parts[path].gate, self._at(path).opening
+        if gate is None or opening is None:
             return None
-        opening = torch.tensor(self._opening[path], device=choices[gate.head].device)
-        is_open = torch.isin(choices[gate.head], opening)
-        outer = self._chosen(gate.head, choices)
+        is_open, outer = opening[choices[gate.head]], self._chosen(gate.head, choices)
         return is_open if outer is None else is_open & outer
 
     def _weight(self, path: str, choices: Mapping[str, Tensor], parameters: Mapping[str, Tree]) -> Tensor | None:
@@ -162,17 +181,15 @@ class JointHead(ActionHead):
 
         The probability of an open gate; where the head hangs on the choices at hand, 1 or 0 as they say.
         """
-        part = self.parts[path]
-        if part.gate is None:
+        part, opening = self.parts[path], self._at(path).opening
+        if part.gate is None or opening is None:
             return None
+        logits = parameters[part.gate.head]
         if part.depends:
             chosen = self._chosen(path, choices)
             assert chosen is not None
-            return chosen.to(tree_leaves(parameters[part.gate.head])[0].dtype)
-        chooser = self._head(part.gate.head)
-        assert isinstance(chooser, CategoricalHead)
-        logits = parameters[part.gate.head]
-        probability = chooser.probability(logits, torch.tensor(self._opening[path], device=logits.device))
+            return chosen.to(logits.dtype)
+        probability = logits.softmax(-1) @ opening.to(logits.dtype)
         outer = self._weight(part.gate.head, choices, parameters)
         return probability if outer is None else probability * outer
 
@@ -186,8 +203,7 @@ class JointHead(ActionHead):
         parameters: dict[str, Tree] = {}
         for path in self.parts:
             x, legal = self._inputs(path, features, choices), self._mask(path, mask, choices)
-            if self.parts[path].mask is not None:
-                self._require_legal(path, legal, choices)
+            self._require_legal(path, legal, choices)
             choices[path], parameters[path] = self._head(path).sample(x, noise[path], legal)
         return self._packed(choices), self._weighted(choices, parameters)
 
@@ -196,6 +212,7 @@ class JointHead(ActionHead):
         choices: dict[str, Tensor] = {}
         for path in self.parts:
             x, legal = self._inputs(path, features, choices), self._mask(path, mask, choices)
+            self._require_legal(path, legal, choices)
             choices[path] = self._head(path).mode(x, legal)
         return self._packed(choices)
 
@@ -207,8 +224,8 @@ class JointHead(ActionHead):
             parts[path] = self._head(path).evaluate(x, choices[path], legal)
         weighted = self._weighted(choices, {path: part.parameters for path, part in parts.items()})
         log_prob = self._over_open({path: part.log_prob for path, part in parts.items()}, choices)
-        entropy = _total({path: part.entropy for path, part in parts.items()}, weighted["weights"])
-        return Evaluation(log_prob, entropy, weighted)
+        entropies = _weighed({path: part.entropy for path, part in parts.items()}, weighted["weights"])
+        return Evaluation(log_prob, torch.stack(entropies).sum(0), weighted, entropies)
 
     def log_prob(self, parameters: Tree, action: Tree) -> Tensor:
         choices = by_path(action)
@@ -218,7 +235,8 @@ class JointHead(ActionHead):
     def kl(self, old: Tree, new: Tree) -> Tensor:
         """KL(old || new), `[L]`; exact where `exact`, else given the choices of the action that `old` was made with."""
         before, after = old["heads"], new["heads"]
-        return _total({p: self._head(p).kl(before[p], after[p]) for p in self.parts}, old["weights"])
+        parts = _weighed({p: self._head(p).kl(before[p], after[p]) for p in self.parts}, old["weights"])
+        return torch.stack(parts).sum(0)
 
     def to_environment(self, action: Tree) -> Tree:
         return self._packed({path: self._head(path).to_environment(x) for path, x in by_path(action).items()})
@@ -235,10 +253,13 @@ class JointHead(ActionHead):
 
     def _legal(self, path: str, mask: Mapping[str, Tensor]) -> Tensor:
         """Whether a head has something to choose, or will not be asked, as its gate has to stay shut."""
-        legal, gate = self._head(path).legal(mask[path]), self.parts[path].gate
-        if gate is None or gate.head not in mask:
-            return legal
-        return legal | ~mask[gate.head][..., self._opening[path]].any(-1)
+        legal = self._head(path).legal(mask[path])
+        gate, opening = self.parts[path].gate, self._at(path).opening
+        while gate is not None and opening is not None:
+            if gate.head in mask:
+                legal = legal | ~(mask[gate.head] & opening.to(mask[gate.head].device)).any(-1)
+            gate, opening = self.parts[gate.head].gate, self._at(gate.head).opening
+        return legal
 
     def advance(self, progress: float) -> None:
         for path in self.parts:
@@ -273,10 +294,5 @@ def in_order(parts: Mapping[str, Part]) -> dict[str, Part]:
     return ordered
 
 
-def _total(values: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> Tensor:
-    return torch.stack([x * weights[path] if path in weights else x for path, x in values.items()]).sum(0)
-
-
-def _key(path: str) -> str:
-    """A path as a name of a submodule: none that `ModuleDict` has as a method, and no dot, which would mean nesting."""
-    return "/" + path.replace(".", "\N{MIDDLE DOT}")
+def _weighed(values: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    return tuple(x * weights[path] if path in weights else x for path, x in values.items())

@@ -52,7 +52,7 @@ class TanhGaussianHead(GaussianHead):
         self.register_buffer("variances", torch.tensor(STDS).square(), persistent=False)
 
     def evaluate(self, features: Tensor, action: Tensor, mask: Tree | None = None) -> Evaluation:
-        log_prob, entropy, parameters = super().evaluate(features, action)
+        log_prob, entropy, parameters, _ = super().evaluate(features, action)
         mean, variance = parameters.mean, (2 * parameters.log_std).exp()
         slope, expected_slope = log_slope(action), _MeanLogSlope.apply(mean, variance, self.weights, self.variances)
         scale = self.bounds.log_scale

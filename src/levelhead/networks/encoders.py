@@ -96,15 +96,10 @@ class Encoder(nn.Module):
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]], image_encoder: ImageEncoder) -> None:
         super().__init__()
-        self.images = nn.ModuleDict()
-        self.dim = 0
-        for path, shape in shapes.items():
-            if len(shape) == 3:
-                encoder = self._make(image_encoder, shape)
-                self.images[f"/{path}"] = encoder
-                self.dim += encoder.dim
-            else:
-                self.dim += shape[0]
+        self._images = [path for path, shape in shapes.items() if len(shape) == 3]
+        encoders = [self._make(image_encoder, shape) for shape in shapes.values() if len(shape) == 3]
+        self.dim = sum(e.dim for e in encoders) + sum(shape[0] for shape in shapes.values() if len(shape) == 1)
+        self.encoders = nn.ModuleList(encoders)
 
     @staticmethod
     def _make(kind: ImageEncoder, shape: tuple[int, int, int]) -> NatureCNN | ImpalaCNN:
@@ -116,5 +111,7 @@ class Encoder(nn.Module):
 
     def forward(self, observation: Tree) -> Tensor:
         parts = by_path(observation)
-        encoded = [self.images[f"/{p}"](x) if f"/{p}" in self.images else x for p, x in parts.items()]
+        for path, encoder in zip(self._images, self.encoders, strict=True):
+            parts[path] = encoder(parts[path])
+        encoded = tuple(parts.values())
         return encoded[0] if len(encoded) == 1 else torch.cat(encoded, -1)

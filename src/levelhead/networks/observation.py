@@ -9,11 +9,10 @@ import gymnasium as gym
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import one_hot
 
 from levelhead.errors import ConfigError
 from levelhead.networks.normalizer import ObservationNormalizer
-from levelhead.numerics import moments
+from levelhead.numerics import moments, one_hot
 from levelhead.spaces import Space, choices_of, observation_tree
 from levelhead.tree import Tree, paths, tree_leaves, tree_map
 
@@ -54,7 +53,7 @@ class Numbers(Reader):
             self.normalizer.update(moments(flat, valid.reshape(-1, 1)), apply)
 
     def _flat(self, x: Tensor) -> Tensor:
-        return x.reshape(*x.shape[: x.ndim - len(self.raw_shape)], -1)
+        return x.reshape(*x.shape[: x.ndim - len(self.raw_shape)], *self.shape)
 
 
 class Image(Reader):
@@ -76,18 +75,20 @@ class Choices(Reader):
     """Whole numbers out of a few each, as one-hot codes side by side, float32 `[L, sum(counts)]`."""
 
     start: Tensor
-    exists: Tensor
+    place: Tensor
 
     def __init__(self, raw_shape: tuple[int, ...], counts: Sequence[int], start: Sequence[int]) -> None:
         super().__init__(raw_shape, (sum(counts),))
-        most = torch.arange(max(counts))
+        self.most = max(counts)
+        exists = torch.arange(self.most) < torch.tensor(counts).unsqueeze(1)
         self.register_buffer("start", torch.tensor(start), persistent=False)
-        self.register_buffer("exists", most < torch.tensor(counts).unsqueeze(1), persistent=False)
+        # Of a table with a row per entry, filled up to the longest, the places that stand for a value.
+        self.register_buffer("place", exists.flatten().nonzero().squeeze(1), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         leading = x.shape[: x.ndim - len(self.raw_shape)]
-        index = x.reshape(*leading, -1).long() - self.start
-        return one_hot(index, self.exists.shape[1])[..., self.exists].float()
+        index = x.reshape(*leading, len(self.start)).long() - self.start
+        return one_hot(index, self.most).flatten(-2)[..., self.place].float()
 
 
 class ObservationReader(nn.Module):
@@ -189,8 +190,9 @@ def is_image(space: gym.spaces.Box) -> bool:
 def _tensors(structure: Tree, observation: Any, device: torch.device) -> Tree:
     """Along `structure`, as a lone tuple of numbers is an array where a part of real numbers is meant."""
     if isinstance(structure, dict):
-        if sorted(observation) != sorted(structure):
-            raise ValueError(f"it has keys {sorted(observation)}")
+        if not isinstance(observation, dict) or sorted(observation) != sorted(structure):
+            given = sorted(observation) if isinstance(observation, dict) else type(observation).__name__
+            raise ValueError(f"expected keys {sorted(structure)}, not {given}")
         return {key: _tensors(child, observation[key], device) for key, child in structure.items()}
     if isinstance(structure, tuple):
         return tuple(_tensors(s, x, device) for s, x in zip(structure, observation, strict=True))
