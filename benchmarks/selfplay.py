@@ -69,6 +69,7 @@ def config(seed: int, steps: int) -> lh.Config:
 
 
 def train(seed: int, steps: int) -> dict[str, Any]:
+    """The curve of moves and scores, and the seconds for it all, evaluations included."""
     pool: deque[lh.Policy] = deque(maxlen=POOL)
     generator = torch.Generator().manual_seed(seed)
     settings = config(seed, steps)

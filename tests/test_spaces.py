@@ -200,6 +200,10 @@ ONE, TWO = spaces.Box(-1.0, 1.0, (1,)), spaces.Box(-1.0, 1.0, (2,))
         (spaces.Tuple((ONE,)), spaces.Dict({"0": ONE}), False),
         (spaces.MultiBinary(2), spaces.MultiDiscrete([2, 2]), False),
         (spaces.MultiDiscrete([2, 2]), spaces.MultiDiscrete([2, 2, 2]), False),
+        # Codes of another length, or of other values.
+        (spaces.Discrete(3), spaces.Discrete(5), False),
+        (spaces.Discrete(3), spaces.Discrete(3, start=1), False),
+        (spaces.MultiDiscrete([2, 3]), spaces.MultiDiscrete([3, 2]), False),
     ],
 )
 def test_spaces_are_compared_by_structure_shape_and_kind(one, other, same):

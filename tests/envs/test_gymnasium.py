@@ -6,6 +6,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from gymnasium.envs.toy_text.taxi import TaxiEnv
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Tuple
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
@@ -484,6 +485,17 @@ def test_environments_without_masks_have_none(mode):
     assert env.action_mask is None
     env.step(IDLE)
     assert env.action_mask is None
+
+
+def test_an_environment_of_gymnasiums_own_says_what_is_legal():
+    env = make_gymnasium(TaxiEnv, 4)
+    generator = torch.Generator().manual_seed(0)
+    env.reset(0)
+    for _ in range(20):
+        expected = [one.unwrapped.action_mask(one.unwrapped.s) for one in env.env.envs]
+        assert np.array_equal(env.action_mask, np.array(expected) == 1)
+        env.step(env.action_mask.float().multinomial(1, generator=generator).squeeze(1))
+    env.close()
 
 
 def test_a_vector_environment_of_its_own_kind_may_give_one_mask_for_all():

@@ -85,6 +85,7 @@ IMAGES = {
     "stacked frames last": ((84, 84, 4), (4, 84, 84)),
     "wide": ((210, 160, 3), (3, 210, 160)),
     "many channels": ((12, 33, 32), (12, 33, 32)),
+    "as many channels as columns": ((32, 33, 32), (32, 33, 32)),
 }
 
 
