@@ -1,5 +1,6 @@
 """Masks of legal actions, in the forms in which environments give them."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import gymnasium as gym
@@ -64,10 +65,11 @@ def read_mask(raw: Any, space: Space, num_envs: int) -> Tree:
 def _by_path(raw: Any, space: Space, num_envs: int, path: str) -> dict[str, Tensor]:
     match space:
         case gym.spaces.Dict():
-            given, children = _as_dict(raw, path), dict(space.spaces)
+            children = dict(space.spaces)
+            given = _parts_of_dict(raw, children, path)
         case gym.spaces.Tuple():
-            given = {str(i): part for i, part in enumerate(_as_tuple(raw, path))}
             children = {str(i): child for i, child in enumerate(space.spaces)}
+            given = _parts_of_tuple(raw, path)
         case _:
             return {path: _leaf(raw, space, num_envs, path)}
     unknown = [key for key in given if key not in children]
@@ -80,26 +82,44 @@ def _by_path(raw: Any, space: Space, num_envs: int, path: str) -> dict[str, Tens
     return masks
 
 
-def _as_dict(raw: Any, path: str) -> dict[str, Any]:
+def _parts_of_dict(raw: Any, children: Mapping[str, Space], path: str) -> dict[str, Any]:
     """Parts with N rows each, from a dict of them or from an array with a dict for each environment."""
-    if isinstance(raw, np.ndarray) and raw.dtype == object and all(isinstance(row, dict) for row in raw):
-        return {key: _object_array([row.get(key) for row in raw]) for key in raw[0]}
+    if _is_array_of(raw, dict):
+        rows = [row or {} for row in raw]
+        return {key: _array_of([row.get(key) for row in rows]) for row in rows for key in row}
     if not isinstance(raw, dict):
         raise ConfigError(f"the action mask of {path or 'a Dict space'} is {type(raw).__name__}; expected a dict")
     # Gymnasium marks which environments gave a part, under its name with an underscore before it.
-    return {key: part for key, part in raw.items() if not (key.startswith("_") and key[1:] in raw)}
+    flags = {f"_{key}" for key in raw} - children.keys()
+    given = {flag[1:]: raw[flag] for flag in flags & raw.keys()}
+    return {key: _only(part, given.get(key)) for key, part in raw.items() if key not in flags}
 
 
-def _as_tuple(raw: Any, path: str) -> tuple[Any, ...]:
+def _only(part: Any, given: Any) -> Any:
+    """A part that holds None for the environments that did not give it."""
+    if not isinstance(part, np.ndarray) or given is None or given.all():
+        return part
+    return _array_of([row if known else None for row, known in zip(part, given, strict=True)])
+
+
+def _parts_of_tuple(raw: Any, path: str) -> dict[str, Any]:
     """Parts with N rows each, from a tuple of them or from an array with a tuple for each environment."""
-    if isinstance(raw, np.ndarray) and raw.dtype == object and all(isinstance(row, tuple) for row in raw):
-        return tuple(_object_array(list(column)) for column in zip(*raw, strict=True))
+    if _is_array_of(raw, tuple):
+        size = max(len(row) for row in raw if row is not None)
+        raw = tuple(_array_of([None if row is None else row[i] for row in raw]) for i in range(size))
     if not isinstance(raw, tuple):
         raise ConfigError(f"the action mask of {path or 'a Tuple space'} is {type(raw).__name__}; expected a tuple")
-    return raw
+    return {str(i): part for i, part in enumerate(raw)}
 
 
-def _object_array(items: list[Any]) -> Array:
+def _is_array_of(raw: Any, kind: type) -> bool:
+    """Whether it has an object of that kind, or None, for each environment."""
+    if not isinstance(raw, np.ndarray) or raw.dtype != object:
+        return False
+    return all(row is None or isinstance(row, kind) for row in raw)
+
+
+def _array_of(items: list[Any]) -> Array:
     array = np.empty(len(items), dtype=object)
     for i, item in enumerate(items):
         array[i] = item
@@ -114,23 +134,33 @@ def _leaf(raw: Any, space: Space, num_envs: int, path: str) -> Tensor:
     named = f"the action mask of {path!r}" if path else "the action mask"
     if isinstance(space, gym.spaces.Box):
         raise ConfigError(f"{named} masks {space}; only discrete choices can be masked")
-    choices = sum(choices_of(space)[0])
+    counts = choices_of(space)[0]
     try:
         if isinstance(raw, tuple):
-            flat = np.concatenate([np.asarray(part).reshape(num_envs, -1) for part in raw], axis=1)
-        elif isinstance(raw, np.ndarray) and raw.dtype == object:
-            flat = np.stack([_row(row) for row in raw])
-        else:
-            flat = np.asarray(raw).reshape(num_envs, -1)
+            raw = _array_of(list(zip(*raw, strict=True)))
+        if isinstance(raw, np.ndarray) and raw.dtype == object:
+            raw = np.stack([_row(row, counts) for row in raw])
+        given = np.asarray(raw)
+        flat = given.reshape(len(given), -1)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{named} cannot be read: {error}") from error
-    if flat.shape != (num_envs, choices):
-        raise ConfigError(f"{named} has {flat.shape[1]} entries for each environment; {space} has {choices} choices")
+    if flat.shape != (num_envs, sum(counts)):
+        told = f"{flat.shape[1]} entries for each environment; {space} has {sum(counts)} choices"
+        raise ConfigError(f"{named} has {told}. Its shape is {given.shape}, for {num_envs} environments")
     return torch.from_numpy(flat != 0)
 
 
-def _row(row: Any) -> Array:
-    return np.concatenate([np.asarray(part).ravel() for part in row]) if isinstance(row, tuple) else np.ravel(row)
+def _row(row: Any, counts: list[int]) -> Array:
+    """One environment's; everything is legal where it gave nothing."""
+    if row is None:
+        return np.ones(sum(counts))
+    if not isinstance(row, tuple):
+        return np.ravel(row)
+    parts = [np.ravel(part) for part in row]
+    sizes = [len(part) for part in parts]
+    if sizes != counts:
+        raise ValueError(f"it has {sum(sizes)} entries in parts of {sizes}, not {counts}")
+    return np.concatenate(parts)
 
 
 def require_legal(legal: Tensor, row: str) -> None:

@@ -55,7 +55,11 @@ def _checked(space: Space, what: str, accepted: tuple[type, ...], names: str) ->
     leaves = tree_leaves(tree)
     if not leaves:
         raise ConfigError(f"{what} space {space} is empty")
-    for path, leaf in zip(tree_leaves(paths(tree)), leaves, strict=True):
+    try:
+        named = tree_leaves(paths(tree))
+    except ValueError as error:
+        raise ConfigError(f"{what} space {space}: {error}") from error
+    for path, leaf in zip(named, leaves, strict=True):
         if not isinstance(leaf, accepted):
             raise ConfigError(f"{_named(what, path)} is {leaf}; accepted: {names}, and Tuple and Dict of these")
         if math.prod(leaf.shape or ()) == 0:
@@ -92,10 +96,16 @@ def tensor_dtype(space: Space) -> torch.dtype:
 def same_shapes(one: Space, other: Space) -> bool:
     """Whether two spaces have the same structure, shapes and kinds; bounds may differ."""
     try:
-        alike = tree_map(lambda a, b: type(a) is type(b) and a.shape == b.shape, space_tree(one), space_tree(other))
+        alike = tree_map(_alike, space_tree(one), space_tree(other))
     except ValueError:
         return False
     return all(tree_leaves(alike))
+
+
+def _alike(one: Space, other: Space) -> bool:
+    if type(one) is not type(other) or one.shape != other.shape:
+        return False
+    return not isinstance(one, CHOICES) or choices_of(one) == choices_of(other)
 
 
 def zeros(space: Space, leading: tuple[int, ...], device: torch.device) -> Tree:
@@ -119,7 +129,7 @@ def to_json(space: Space) -> dict[str, Any]:
             counts, start = space.nvec.tolist(), space.start.tolist()
             return {"kind": "multidiscrete", "nvec": counts, "start": start, "dtype": str(space.dtype)}
         case gym.spaces.MultiBinary():
-            return {"kind": "multibinary", "shape": list(space.shape)}
+            return {"kind": "multibinary", "n": space.n if isinstance(space.n, int) else [int(n) for n in space.n]}
         case gym.spaces.Box():
             bounds = {"low": _bound_to_json(space.low), "high": _bound_to_json(space.high)}
             return {"kind": "box", "shape": list(space.shape), "dtype": str(space.dtype), **bounds}
@@ -141,7 +151,7 @@ def from_json(data: dict[str, Any]) -> Space:
             dtype = np.dtype(data["dtype"]).type
             return _space(gym.spaces.MultiDiscrete(data["nvec"], start=data["start"], dtype=dtype))
         case "multibinary":
-            return _space(gym.spaces.MultiBinary(data["shape"]))
+            return _space(gym.spaces.MultiBinary(data["n"]))
         case "box":
             dtype = np.dtype(data["dtype"])
             low, high = (_bound_from_json(data[name], data["shape"], dtype) for name in ("low", "high"))
@@ -161,10 +171,10 @@ def _space(space: object) -> Space:
 
 def _bound_to_json(bound: npt.NDArray[Any]) -> list[float | str]:
     """Every entry, or one for all where they are equal; infinities as text, which JSON has no numbers for."""
-    values = [float(x) if np.isfinite(x) else str(x) for x in bound.ravel()]
+    values = [x.item() if np.isfinite(x) else str(x) for x in bound.ravel()]
     return values[:1] if len(set(values)) == 1 else values
 
 
 def _bound_from_json(values: list[float | str], shape: list[int], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    flat = np.array([float(x) for x in values], dtype)
+    flat = np.array([float(x) if isinstance(x, str) else x for x in values], dtype)
     return np.broadcast_to(flat, math.prod(shape)).reshape(shape)

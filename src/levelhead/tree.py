@@ -18,7 +18,7 @@ def tree_map(function: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
     if isinstance(tree, dict):
         node = cast("dict[str, Tree]", tree)
         if any(not isinstance(other, dict) or other.keys() != node.keys() for other in others):
-            raise ValueError(f"trees differ: keys {sorted(node)} against {others}")
+            raise ValueError(f"trees differ: keys {list(node)} against {others}")
         return {key: tree_map(function, node[key], *(other[key] for other in others)) for key in node}
     if isinstance(tree, tuple):
         children = cast("tuple[Tree, ...]", tree)
@@ -52,9 +52,9 @@ def by_path(tree: Tree) -> dict[str, Any]:
 def paths(tree: Tree, prefix: str = "") -> Tree:
     """A tree of the same structure whose leaves are their own paths, as in `by_path`."""
     if isinstance(tree, dict):
-        node = cast("dict[str, Tree]", tree)
-        if any("/" in key for key in node):
-            raise ValueError(f"keys must not hold a slash: {sorted(node)}")
+        node = cast("dict[Any, Tree]", tree)
+        if any(not isinstance(key, str) or "/" in key for key in node):
+            raise ValueError(f"keys must be text and must not hold a slash: {list(node)}")
         return {key: paths(child, f"{prefix}/{key}" if prefix else key) for key, child in node.items()}
     if isinstance(tree, tuple):
         children = cast("tuple[Tree, ...]", tree)

@@ -146,7 +146,7 @@ class MultiCategoricalHead(ActionHead):
         return (p.exp() * (p - q)).sum((-2, -1))
 
     def to_environment(self, action: Tensor) -> Tensor:
-        return (action + self.start).unflatten(-1, self.shape)
+        return (action + self.start).reshape(*action.shape[:-1], *self.shape)
 
     def code(self, action: Tensor) -> Tensor:
         codes = one_hot(action, self.exists.shape[1]).flatten(-2)

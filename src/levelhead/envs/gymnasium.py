@@ -52,11 +52,13 @@ class GymnasiumVecEnv(VecEnv):
         self._action_tree = space_tree(self.action_space)
         self._resetting = np.zeros(self.num_envs, dtype=np.bool_)
         self._masked = False
+        self._parts: dict[str, Tensor] | None = None
 
     def reset(self, seed: int) -> Tree:
         observation, info = self.env.reset(seed=seed)
         self._resetting = np.zeros(self.num_envs, dtype=np.bool_)
         self._masked = self._mask_observed or MASK_KEY in info
+        self._parts = None
         self.action_mask = self._mask(observation, info, ~self._resetting)
         return self._tensors(observation)
 
@@ -102,7 +104,7 @@ class GymnasiumVecEnv(VecEnv):
         final = tree_map(np.copy, split_mask(observation, self.observation_space)[0])
         for i in np.flatnonzero(rows).tolist():
             single, _ = split_mask(replacements[i], self.observation_space)
-            tree_map(lambda x, row, i=i: x.__setitem__(i, row), final, single)
+            _put(final, i, single)
         return tree_map(torch.from_numpy, final)
 
     def _mask(self, observation: Any, info: Mapping[str, Any], needed: Bools) -> Tree | None:
@@ -114,25 +116,38 @@ class GymnasiumVecEnv(VecEnv):
         if self._mask_observed:
             raw = observation[MASK_KEY]
         else:
-            given: Bools = info.get(f"_{MASK_KEY}", np.zeros(self.num_envs, dtype=np.bool_))
+            given: Bools = info.get(f"_{MASK_KEY}", np.full(self.num_envs, MASK_KEY in info))
             if (needed & ~given).any():
                 missing = np.flatnonzero(needed & ~given).tolist()
-                raise ConfigError(f"the info of environments {missing} holds no {MASK_KEY!r}; it did after reset")
+                raise ConfigError(
+                    f"the info of environments {missing} holds no {MASK_KEY!r}; that of others, or of reset, did"
+                )
             if not given.any():
                 return tree_map(torch.ones_like, self.action_mask)
-            raw = _filled(info[MASK_KEY], given)
+            raw = info[MASK_KEY]
         ignored = torch.from_numpy(~needed).unsqueeze(-1)
-        return tree_map(lambda mask: mask | ignored, read_mask(raw, self.action_space, self.num_envs))
+        masks = tree_map(lambda mask: mask | ignored, read_mask(raw, self.action_space, self.num_envs))
+        return self._with_all_parts(masks) if isinstance(masks, dict) else masks
+
+    def _with_all_parts(self, masks: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The parts that had masks after reset; one that has none now is free."""
+        if self._parts is None:
+            self._parts = masks
+        if not masks.keys() <= self._parts.keys():
+            raise ConfigError(f"action masks have parts {list(masks)}; after reset they had {list(self._parts)}")
+        return {path: masks.get(path, torch.ones_like(first)) for path, first in self._parts.items()}
 
 
-def _filled(raw: Any, given: Bools) -> Any:
-    """Masks in which what a row lacks is that of another one, so that all can be read."""
-    if not (isinstance(raw, np.ndarray) and raw.dtype == object) or given.all():
-        return raw
-    filled = raw.copy()
-    for i in np.flatnonzero(~given).tolist():
-        filled[i] = raw[np.flatnonzero(given)[0]]
-    return filled
+def _put(rows: Any, i: int, single: Any) -> None:
+    """Writes a single observation into row i; along the rows, as a tuple may be an array."""
+    if isinstance(rows, dict):
+        for key, part in rows.items():
+            _put(part, i, single[key])
+    elif isinstance(rows, tuple):
+        for part, own in zip(rows, single, strict=True):
+            _put(part, i, own)
+    else:
+        rows[i] = single
 
 
 def _array(space: Space, action: Tensor) -> Array:

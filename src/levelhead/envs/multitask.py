@@ -86,15 +86,12 @@ class MultiTaskVecEnv(VecEnv):
     def _join_masks(self) -> None:
         """One mask for all, if any member has one; the others' rows are legal throughout."""
         masks = [member.action_mask for member in self.members]
-        given = next((mask for mask in masks if mask is not None), None)
-        if given is None:
-            self.action_mask = None
-            return
-        whole = [
-            tree_map(lambda x, n=n: x.new_ones(n, x.shape[1]), given) if mask is None else mask
-            for mask, n in zip(masks, self._counts, strict=True)
-        ]
-        self.action_mask = tree_map(lambda *parts: torch.cat(parts), *whole)
+        parts = [{"": mask} if isinstance(mask, Tensor) else mask or {} for mask in masks]
+        whole: dict[str, Tensor] = {}
+        for path, choices in {path: mask.shape[1] for given in parts for path, mask in given.items()}.items():
+            free = (torch.ones(n, choices, dtype=torch.bool) for n in self._counts)
+            whole[path] = torch.cat([given.get(path, rest) for given, rest in zip(parts, free, strict=True)])
+        self.action_mask = whole.get("", whole) if whole else None
 
     def _padded(self, task: int, observation: Tensor) -> Tensor:
         flat = observation.reshape(len(observation), -1)

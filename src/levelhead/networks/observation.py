@@ -165,6 +165,8 @@ class ObservationReader(nn.Module):
 
         try:
             tree_map(look, self._paths, observation)
+        except ConfigError:
+            raise
         except ValueError as error:
             raise ConfigError(f"the observation doesn't fit {self.space}: {error}") from error
         if len(found) > 1:
