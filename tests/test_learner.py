@@ -191,9 +191,7 @@ def test_the_entropy_of_several_heads_is_told_by_head():
     got = learn(make_learner(policy, epochs=1, minibatches=1), make_batch(policy, 6))
     assert got["entropy/0"] + got["entropy/1"] == pytest.approx(got["entropy/action"].item(), rel=1e-6)
     assert got["entropy/0"] == pytest.approx(np.log(3), rel=1e-2)  # nearly uniform at the start
-    assert got["entropy/1"] == pytest.approx(
-        (1 + np.log(2 * np.pi)) / 3, rel=1e-2
-    )  # a third of the time
+    assert got["entropy/1"] == pytest.approx((1 + np.log(2 * np.pi)) / 3, rel=1e-2)  # a third of the time
 
 
 @pytest.mark.parametrize("progress", [0.0, 0.25, 1.0, 1.5])

@@ -354,7 +354,7 @@ def build_trainer(config: Config, env: VecEnv, policy: Policy, objective: Object
     )
     return Trainer(
         policy,
-        Collector(env, policy, config.num_steps, config.seed, config.reward_scale, chunk, ppo.burn_in),
+        Collector(env, policy, config.num_steps, config.seed, config.reward_scale, ppo.chunk, ppo.burn_in),
         learner,
         advantage,
         TrainerSettings(

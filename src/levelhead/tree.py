@@ -15,22 +15,23 @@ def tree_map(function: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
     Raises:
         ValueError: the trees differ in structure.
     """
+    # Leaves first: stepping loops are full of lone tensors.
+    if not isinstance(tree, dict | tuple):
+        for other in others:
+            if isinstance(other, dict | tuple):
+                raise ValueError(f"trees differ: a leaf against a {type(other).__name__}")
+        return function(tree, *others)
     if isinstance(tree, dict):
         node = cast("dict[str, Tree]", tree)
         if any(not isinstance(other, dict) or other.keys() != node.keys() for other in others):
             raise ValueError(f"trees differ: keys {list(node)} against {others}")
         return {key: tree_map(function, node[key], *(other[key] for other in others)) for key in node}
-    if isinstance(tree, tuple):
-        children = cast("tuple[Tree, ...]", tree)
-        if any(not isinstance(other, tuple) or len(other) != len(children) for other in others):
-            kinds = [type(other).__name__ for other in others]
-            raise ValueError(f"trees differ: {len(children)} children against {kinds}")
-        mapped = [tree_map(function, *nodes) for nodes in zip(children, *others, strict=True)]
-        make = getattr(type(children), "_make", tuple)
-        return make(mapped)
-    if any(isinstance(other, dict | tuple) for other in others):
-        raise ValueError(f"trees differ: a leaf against {[type(other).__name__ for other in others]}")
-    return function(tree, *others)
+    children = cast("tuple[Tree, ...]", tree)
+    if any(not isinstance(other, tuple) or len(other) != len(children) for other in others):
+        raise ValueError(f"trees differ: {len(children)} children against {[type(other).__name__ for other in others]}")
+    mapped = [tree_map(function, *nodes) for nodes in zip(children, *others, strict=True)]
+    make = getattr(type(children), "_make", tuple)
+    return make(mapped)
 
 
 def tree_leaves(tree: Tree) -> list[Any]:

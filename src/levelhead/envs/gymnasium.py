@@ -51,6 +51,7 @@ class GymnasiumVecEnv(VecEnv):
         self.action_space = env.single_action_space
         self._action_tree = space_tree(self.action_space)
         self._resetting = np.zeros(self.num_envs, dtype=np.bool_)
+        self._everyone = np.ones(self.num_envs, dtype=np.bool_)
         self._masked = False
         self._parts: dict[str, Tensor] | None = None
 
@@ -59,7 +60,7 @@ class GymnasiumVecEnv(VecEnv):
         self._resetting = np.zeros(self.num_envs, dtype=np.bool_)
         self._masked = self._mask_observed or MASK_KEY in info
         self._parts = None
-        self.action_mask = self._mask(observation, info, ~self._resetting)
+        self.action_mask = self._mask(observation, info, self._everyone)
         return self._tensors(observation)
 
     def step(self, action: Tree) -> Step:
@@ -75,7 +76,7 @@ class GymnasiumVecEnv(VecEnv):
             case AutoresetMode.SAME_STEP:
                 if ended.any():
                     final = self._with_rows(observation, ended, info["final_obs"])
-                self.action_mask = self._mask(observation, info, np.ones_like(ended))
+                self.action_mask = self._mask(observation, info, self._everyone)
             case AutoresetMode.DISABLED:
                 self.action_mask = self._mask(observation, info, ~ended)
                 if ended.any():

@@ -110,21 +110,17 @@ class ObservationReader(nn.Module):
         self.space = space
         tree = observation_tree(space)
         self._paths = paths(tree)
-        self._readers = nn.ModuleList(_reader(leaf, normalize) for leaf in tree_leaves(tree))
-        self._index = {path: i for i, path in enumerate(tree_leaves(self._paths))}
-
-    def _reader_of(self, path: str) -> Reader:
-        reader = self._readers[self._index[path]]
-        assert isinstance(reader, Reader)
-        return reader
+        readers = [_reader(leaf, normalize) for leaf in tree_leaves(tree)]
+        self.parts = nn.ModuleList(readers)
+        self._reader = dict(zip(tree_leaves(self._paths), readers, strict=True))
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        return {path: self._reader_of(path).shape for path in self._index}
+        return {path: reader.shape for path, reader in self._reader.items()}
 
     def forward(self, observation: Tree) -> Tree:
         """`[L, ...]` as the environment gives it to `[L, ...]` as networks read it."""
-        return tree_map(lambda path, x: self._reader_of(path)(x), self._paths, observation)
+        return tree_map(lambda path, x: self._reader[path](x), self._paths, observation)
 
     def tensors(self, observation: Any, device: torch.device) -> Tree:
         """An observation of arrays, lists or tensors, in the space's structure, as tensors.
@@ -145,7 +141,7 @@ class ObservationReader(nn.Module):
             valid: `[L]` bool.
             apply: where False, nothing changes.
         """
-        tree_map(lambda path, x: self._reader_of(path).update(x, valid, apply), self._paths, observation)
+        tree_map(lambda path, x: self._reader[path].update(x, valid, apply), self._paths, observation)
 
     def leading(self, observation: Tree) -> tuple[int, ...]:
         """L: what comes before the shape of a single observation.
@@ -156,7 +152,7 @@ class ObservationReader(nn.Module):
         found: set[tuple[int, ...]] = set()
 
         def look(path: str, x: Tensor) -> None:
-            shape = self._reader_of(path).raw_shape
+            shape = self._reader[path].raw_shape
             cut = x.ndim - len(shape)
             if cut < 0 or tuple(x.shape[cut:]) != shape:
                 name = f"observation {path!r}" if path else "observation"
