@@ -33,6 +33,12 @@ def test_an_unknown_environment_gets_the_generic_defaults(env_id):
     assert lh.preset(env_id) == lh.Config(env_id)
 
 
+def test_the_car_on_the_hill_explores_in_one_direction_for_long():
+    config = lh.preset("MountainCarContinuous-v0")
+    assert config.action.color == 1.0
+    assert config.network.normalize_observation
+
+
 def test_train_starts_from_the_preset(workdir):
     run = lh.train("CartPole-v1", total_steps=1, num_envs=2)
     expected = lh.preset("CartPole-v1").optimizer
