@@ -86,8 +86,10 @@ def normalized(returns: dict[str, float]) -> float:
 
 def report() -> None:
     results = records.read("multitask")
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained", sharey=True)
-    for axis, scale in zip(axes, FACTORS, strict=True):
+    scales = [scale for scale in FACTORS if any(r["scale"] == scale for r in results)]
+    size = (4.5 * len(scales), 3.2)
+    figure, axes = plt.subplots(1, len(scales), figsize=size, layout="constrained", sharey=True, squeeze=False)
+    for axis, scale in zip(axes[0], scales, strict=True):
         mine = [r for r in results if r["scale"] == scale]
         heads = [head for head in get_args(ValueKind) if any(r["head"] == head for r in mine)]
         print(f"\nrewards {scale}, {STEPS:,} steps in all: greedy return, IQM over seeds [95% bootstrap interval]\n")
@@ -103,7 +105,7 @@ def report() -> None:
         axis.set(title=f"rewards {scale}", yticks=range(len(heads)), xlabel="normalised score, percent")
         axis.set_yticklabels(heads)
         axis.grid(alpha=0.3)
-    axes[0].invert_yaxis()
+    axes[0][0].invert_yaxis()
     figure.savefig(PLOT, dpi=150)
     print(f"\n{PLOT}")
 
