@@ -80,14 +80,15 @@ def _save(trainer: Trainer, directory: Path) -> Path:
 def _interruption() -> Generator[threading.Event]:
     """An event that SIGINT and SIGTERM set, so that the iteration under way is finished and saved.
 
-    A second signal has its usual effect at once. Outside the main thread Python delivers no signals; nothing changes
-    there.
+    A second signal has its usual effect at once. One that is ignored (SIGINT, in a job that a shell script started in
+    the background) stays so. Outside the main thread Python delivers no signals; nothing changes there.
     """
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: handler for number, handler in handlers.items() if handler is not signal.SIG_IGN}
 
     def handle(number: int, _: FrameType | None) -> None:
         event.set()

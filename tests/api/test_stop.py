@@ -72,6 +72,15 @@ class Signals(gym.Wrapper):
         return self.env.step(action)
 
 
+@pytest.fixture
+def interruptible():
+    """SIGINT as in a terminal, wherever the tests were started."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_training_after_the_iteration_and_everything_is_saved(tiny, metrics, number):
     before = signal.getsignal(number)
@@ -83,10 +92,19 @@ def test_a_signal_ends_training_after_the_iteration_and_everything_is_saved(tiny
     assert signal.getsignal(number) is before
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_a_second_signal_ends_training_at_once(tiny, workdir):
     with pytest.raises(KeyboardInterrupt):
         lh.train(partial(Signals, signal.SIGINT, {20, 21}), config=tiny(num_envs=1, run_dir=workdir / "run"))
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_an_ignored_signal_stays_ignored(tiny):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    run = lh.train(partial(Signals, signal.SIGINT, {20}), config=tiny(num_envs=1))
+    assert not run.interrupted
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 
 
 def test_it_trains_outside_the_main_thread(tiny):
