@@ -9,6 +9,7 @@ from typing import Any
 import environments  # noqa: F401  registers what tasks name
 import gymnasium as gym
 import numpy as np
+from scale_task import parse
 
 EPISODES = 50
 
@@ -52,7 +53,7 @@ class PeerTask:
 def argument() -> PeerTask:
     """A driver's command line: TASK as JSON."""
     (task,) = sys.argv[1:]
-    return PeerTask(**{k: tuple(x) if isinstance(x, list) else x for k, x in json.loads(task).items()})
+    return parse(PeerTask, task)
 
 
 Act = Callable[[np.ndarray, np.ndarray | None, bool], np.ndarray]

@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import TypeVar
 
 import gymnasium as gym
 import numpy as np
@@ -51,16 +52,18 @@ class ScaleTask:
         return json.dumps(asdict(self))
 
 
+Task = TypeVar("Task")
+
+
+def parse(kind: type[Task], text: str) -> Task:
+    """A task of that kind out of its JSON."""
+    return kind(**{name: tuple(x) if isinstance(x, list) else x for name, x in json.loads(text).items()})
+
+
 def arguments() -> tuple[ScaleTask, float, int, str]:
     """A driver's command line: TASK as JSON, SCALE, SEED, TREATMENT."""
     task, scale, seed, treatment = sys.argv[1:]
-    given = json.loads(task)
-    return (
-        ScaleTask(**{k: tuple(x) if isinstance(x, list) else x for k, x in given.items()}),
-        float(scale),
-        int(seed),
-        treatment,
-    )
+    return parse(ScaleTask, task), float(scale), int(seed), treatment
 
 
 def between(ends: tuple[float, float], progress: float) -> float:

@@ -2,8 +2,6 @@
 
 Treatments: `defaults` reads only environment and steps from the task; `matched` runs all of it; `vecnormalize` too,
 with what SB3's users do about the scale of rewards: VecNormalize(norm_reward=True), its other arguments as they come.
-
-SB3 moves its schedules after a rollout, one later than levelhead and CleanRL; here they are shifted to agree.
 """
 
 import sys
@@ -13,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 from gymnasium.wrappers import TransformReward
+from sb3_settings import layers, settings
 from scale_task import arguments, between, finish, greedy_return
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
@@ -50,24 +49,14 @@ else:
     model = PPO(
         "MlpPolicy",
         env,
-        learning_rate=lambda left: between(task.learning_rate, 1 - left - task.rollout / task.steps),
-        n_steps=task.num_steps,
-        batch_size=task.rollout // task.minibatches,
-        n_epochs=task.epochs,
-        gamma=task.gamma,
-        gae_lambda=task.lam,
-        clip_range=task.clip_range,
+        **settings(task),
         normalize_advantage=True,
-        vf_coef=task.value_coef,
-        max_grad_norm=task.max_grad_norm,
         policy_kwargs={
-            "net_arch": {"pi": list(task.hidden), "vf": list(task.hidden)},
-            "activation_fn": torch.nn.Tanh,
+            **layers(task),
             "log_std_init": task.log_std,
             "optimizer_kwargs": {"eps": task.adam_eps},
         },
         seed=seed,
-        device="cpu",
     )
 
 

@@ -1,7 +1,6 @@
 """sb3-contrib's RecurrentPPO on a task: prints one RESULT line. Usage: sb3contrib_recurrent.py TASK
 
-Actor and critic have an LSTM each, of one layer, and their hidden layers behind it. Schedules are shifted as in
-sb3_scale.py.
+Actor and critic have an LSTM each, of one layer, and their hidden layers behind it.
 """
 
 import sys
@@ -14,7 +13,7 @@ import numpy as np
 import torch
 from peer_task import EPISODES, argument, finish
 from sb3_contrib import RecurrentPPO
-from scale_task import between
+from sb3_settings import layers, settings
 from stable_baselines3.common.env_util import make_vec_env
 
 torch.set_num_threads(1)
@@ -22,23 +21,10 @@ task = argument()
 model = RecurrentPPO(
     "MlpLstmPolicy",
     make_vec_env(task.env_id, task.num_envs, seed=task.seed),
-    learning_rate=lambda left: between(task.learning_rate, 1 - left - task.rollout / task.steps),
-    n_steps=task.num_steps,
-    batch_size=task.rollout // task.minibatches,
-    n_epochs=task.epochs,
-    gamma=task.gamma,
-    gae_lambda=task.lam,
-    clip_range=task.clip_range,
+    **settings(task),
     ent_coef=task.entropy_coef,
-    vf_coef=task.value_coef,
-    max_grad_norm=task.max_grad_norm,
-    policy_kwargs={
-        "net_arch": {"pi": list(task.hidden), "vf": list(task.hidden)},
-        "activation_fn": torch.nn.Tanh,
-        "lstm_hidden_size": task.lstm_size,
-    },
+    policy_kwargs={**layers(task), "lstm_hidden_size": task.lstm_size},
     seed=task.seed,
-    device="cpu",
 )
 state = None
 
