@@ -16,7 +16,7 @@ from rich.console import Console
 from levelhead import checkpoint, rundir
 from levelhead.actions import ActionHead
 from levelhead.build import build_policy, build_trainer
-from levelhead.config import Config, Device, ValueKind
+from levelhead.config import Config, Device, ValueKind, require_default
 from levelhead.envs import GymnasiumVecEnv, VecEnv, make_env, task_names
 from levelhead.errors import CheckpointError, ConfigError
 from levelhead.evaluation import Report, run_episodes
@@ -312,12 +312,10 @@ def _require_used(
     """Refuses settings that a part handed over as an object would leave without effect."""
     default = preset(config.env_id)
     if network is not None:
-        for name in ("shared", "actor", "critic", "activation", "image_encoder"):
-            if getattr(config.network, name) != getattr(default.network, name):
-                raise ConfigError(f"network.{name} has nothing to act on: the network is handed over as an object")
-        for name in ("size", "place", "sharing"):
-            if getattr(config.memory, name) != getattr(default.memory, name):
-                raise ConfigError(f"memory.{name} has nothing to act on: the network is handed over as an object")
+        reason = "the network is handed over as an object"
+        layers = ("shared", "actor", "critic", "activation", "image_encoder")
+        require_default("network", config.network, layers, reason, default.network)
+        require_default("memory", config.memory, ("size", "place", "sharing"), reason, default.memory)
     if action_head is not None and config.action != default.action:
         raise ConfigError("action has settings that nothing reads: the action head is handed over as an object")
     if objective is not None and config.ppo.clip_range != default.ppo.clip_range:

@@ -33,11 +33,12 @@ from levelhead.advantages import (
     StandardizedAdvantage,
 )
 from levelhead.collector import Collector
-from levelhead.config import ActionConfig, AdvantageScale, Config, Device, GroupConfig, NetworkConfig
+from levelhead.config import ActionConfig, AdvantageScale, Config, Device, GroupConfig, require_default
 from levelhead.envs import VecEnv
 from levelhead.errors import ConfigError
+from levelhead.layers import mlp
 from levelhead.learner import GroupSettings, Learner, LearnerSettings
-from levelhead.networks import GRU, LSTM, Encoder, Memory, Network, ObservationReader, Policy, Torso, mlp
+from levelhead.networks import GRU, LSTM, Encoder, Memory, Network, ObservationReader, Policy, Torso
 from levelhead.objectives import ClipObjective, Objective
 from levelhead.seeding import Stream, derive
 from levelhead.spaces import Space, action_tree, choices_of, zeros
@@ -55,6 +56,9 @@ from levelhead.values import (
     ValueHead,
     ValueNormHead,
 )
+
+NOISE_SETTINGS = ("sigma", "std", "std_hidden", "log_std_bounds", "color")
+"""Of a Gaussian, by their names in `ActionConfig`."""
 
 
 def build_device(device: Device) -> torch.device:
@@ -81,8 +85,8 @@ def build_network(config: Config, shapes: Mapping[str, tuple[int, ...]]) -> Netw
     """
     c, separate = config.network, config.memory.sharing == "separate"
     images = any(len(shape) == 3 for shape in shapes.values())
-    if not images and c.image_encoder != NetworkConfig.image_encoder:
-        raise ConfigError("network.image_encoder has nothing to act on: no part of the observation is an image")
+    if not images:
+        require_default("network", c, ("image_encoder",), "no part of the observation is an image")
     encoder = Encoder(shapes, c.image_encoder) if images or list(shapes) != [""] else None
     dim = encoder.dim if encoder else shapes[""][0]
     shared, shared_dim = _torso(config, dim, c.shared, remembers=not separate)
@@ -159,9 +163,7 @@ def build_action_head(config: Config, input_dim: int, space: Space) -> ActionHea
     tree = action_tree(space)
     c = config.action
     if not any(isinstance(leaf, gym.spaces.Box) for leaf in tree_leaves(tree)):
-        for name in ("distribution", "bounds", "sigma", "std", "std_hidden", "log_std_bounds", "color"):
-            if getattr(c, name) != getattr(ActionConfig, name):
-                raise ConfigError(f"action.{name} has nothing to act on: actions are {space}")
+        require_default("action", c, ("distribution", "bounds", *NOISE_SETTINGS), f"actions are {space}")
     if not isinstance(tree, dict | tuple):
         for name in ("gates", "sees"):
             if getattr(c, name):
@@ -199,8 +201,8 @@ def _leaf_head(c: ActionConfig, input_dim: int, space: Space) -> ActionHead:
 
 
 def _box_head(c: ActionConfig, input_dim: int, low: Tensor, high: Tensor) -> ActionHead:
-    if c.distribution != "gaussian" and c.bounds != ActionConfig.bounds:
-        raise ConfigError(f"action.bounds has nothing to act on: a {c.distribution} distribution stays within them")
+    if c.distribution != "gaussian":
+        require_default("action", c, ("bounds",), f"a {c.distribution} distribution stays within them")
     match c.distribution:
         case "gaussian":
             sigma = build_sigma(c, input_dim, low.numel())
@@ -208,9 +210,7 @@ def _box_head(c: ActionConfig, input_dim: int, low: Tensor, high: Tensor) -> Act
         case "tanh":
             return TanhGaussianHead(input_dim, low, high, build_sigma(c, input_dim, low.numel()), color=c.color)
         case "beta":
-            for name in ("sigma", "std", "std_hidden", "log_std_bounds", "color"):
-                if getattr(c, name) != getattr(ActionConfig, name):
-                    raise ConfigError(f"action.{name} has nothing to act on: a Beta distribution has no such thing")
+            require_default("action", c, NOISE_SETTINGS, "a Beta distribution has no such thing")
             return BetaHead(input_dim, low, high)
 
 

@@ -56,7 +56,7 @@ class Collector:
         self._kept = [max(start - burn_in, 0) for start in range(0, t, chunk or t)]
         # One row more than steps: the last one is what the next rollout starts from.
         self._observation = zeros(env.observation_space, (t + 1, n), device)
-        self._observed = [tree_map(lambda x, i=i: x[i], self._observation) for i in range(t + 1)]
+        self._observed = [_row(self._observation, i) for i in range(t + 1)]
         self._begins = torch.zeros(t + 1, n, dtype=torch.bool, device=device)
         self._reward = torch.zeros(t, n, device=device)
         self._terminated = torch.zeros(t, n, dtype=torch.bool, device=device)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -9,7 +10,8 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from levelhead.errors import ConfigError
-from levelhead.networks import Activation, ImageEncoder
+from levelhead.layers import Activation
+from levelhead.networks import ImageEncoder
 from levelhead.schedules import Schedule, constant
 from levelhead.serialize import coerce
 
@@ -27,6 +29,24 @@ Sharing = Literal["shared", "separate"]
 def _require(name: str, value: object, holds: bool, accepted: str) -> None:
     if not holds:
         raise ConfigError(f"{name} is {value}; accepted: {accepted}")
+
+
+def require_default(group: str, config: object, names: Iterable[str], reason: str, default: object = None) -> None:
+    """Refuses settings that were changed, and that nothing reads.
+
+    Args:
+        group: of the settings, as written before their names.
+        config: holds them.
+        names: of those that nothing reads.
+        reason: why.
+        default: what they are compared with; the class of `config` where not given.
+
+    Raises:
+        ConfigError: one differs.
+    """
+    for name in names:
+        if getattr(config, name) != getattr(type(config) if default is None else default, name):
+            raise ConfigError(f"{group}.{name} has nothing to act on: {reason}")
 
 
 def _check_group(name: str, group: "GroupConfig | OptimizerConfig") -> None:
@@ -91,9 +111,7 @@ class MemoryConfig:
         coerce(self, "memory.")
         _require("memory.size", self.size, self.size >= 1, "at least 1")
         if self.kind == "none":
-            for name in ("size", "place", "sharing"):
-                if getattr(self, name) != getattr(MemoryConfig, name):
-                    raise ConfigError(f"memory.{name} has nothing to act on: memory.kind is none")
+            require_default("memory", self, ("size", "place", "sharing"), "memory.kind is none")
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,11 @@
 Everything here is homogeneous in its input: no absolute epsilon, floor or clamp stands in the way of scale.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Reduce = Callable[[Tensor], Tensor]
 """Sums a tensor over ranks: the only thing that merging statistics needs from a cluster."""
@@ -92,6 +92,21 @@ def pick(x: Tensor, task: Tensor | None) -> Tensor:
     return x.squeeze(-1) if task is None else x.gather(-1, task.unsqueeze(-1)).squeeze(-1)
 
 
-def one_hot(index: Tensor, choices: int) -> Tensor:
-    """`[L] -> [L, choices]` bool, True at the index; unlike torch's, without reading the indices on the host."""
-    return index.unsqueeze(-1) == torch.arange(choices, device=index.device)
+class OneHot(nn.Module):
+    """Whole numbers `[L, D]`, each from 0 to below its count, to one-hot codes side by side, bool `[L, sum(counts)]`.
+
+    Unlike torch's function it does not read the numbers on the host.
+    """
+
+    dimension: Tensor
+    choice: Tensor
+
+    def __init__(self, counts: Sequence[int]) -> None:
+        super().__init__()
+        dimension = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+        choice = torch.cat([torch.arange(count) for count in counts])
+        self.register_buffer("dimension", dimension, persistent=False)
+        self.register_buffer("choice", choice, persistent=False)
+
+    def forward(self, index: Tensor) -> Tensor:
+        return index[..., self.dimension] == self.choice

@@ -10,7 +10,7 @@ from torch.nn.functional import softplus
 
 from levelhead.actions.bounds import UnitBounds
 from levelhead.actions.head import ActionHead, Evaluation
-from levelhead.initialization import orthogonal
+from levelhead.layers import orthogonal
 from levelhead.tree import Tree
 
 PROPOSALS = 6

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from levelhead.actions.head import ActionHead, Evaluation, require_mask
-from levelhead.initialization import orthogonal
-from levelhead.numerics import one_hot
+from levelhead.layers import orthogonal
+from levelhead.numerics import OneHot
 from levelhead.tree import Tree
 
 
@@ -30,24 +30,21 @@ class CategoricalHead(ActionHead):
         self.linear = orthogonal(nn.Linear(input_dim, actions), gain=0.01)
         self.start = start
         self.code_dim = actions
+        self.one_hot = OneHot([actions])
 
     def noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         """Standard Gumbel, `[*shape, n]`: the argmax of logits + noise is a sample."""
         return gumbel((*shape, self.linear.out_features), generator)
 
-    def _logits(self, features: Tensor, mask: Tensor | None) -> Tensor:
-        logits = self.linear(features)
-        return logits if mask is None else without(logits, mask)
-
     def sample(self, features: Tensor, noise: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        logits = self._logits(features, mask)
+        logits = without(self.linear(features), mask)
         return (logits + noise).argmax(-1), logits
 
     def mode(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
-        return self._logits(features, mask).argmax(-1)
+        return without(self.linear(features), mask).argmax(-1)
 
     def evaluate(self, features: Tensor, action: Tensor, mask: Tensor | None = None) -> Evaluation:
-        logits = self._logits(features, mask)
+        logits = without(self.linear(features), mask)
         log_probs = logits.log_softmax(-1)
         log_prob = log_probs.gather(-1, action.unsqueeze(-1)).squeeze(-1)
         return Evaluation(log_prob, -(log_probs.exp() * log_probs).sum(-1), logits)
@@ -63,7 +60,7 @@ class CategoricalHead(ActionHead):
         return action + self.start if self.start else action
 
     def code(self, action: Tensor) -> Tensor:
-        return one_hot(action, self.code_dim).to(self.linear.weight.dtype)
+        return self.one_hot(action.unsqueeze(-1)).to(self.linear.weight.dtype)
 
     def legal(self, mask: Tree) -> Tensor:
         return require_mask(mask, self.code_dim).any(-1)
@@ -84,7 +81,6 @@ class MultiCategoricalHead(ActionHead):
     start: Tensor
     index: Tensor
     exists: Tensor
-    place: Tensor
 
     def __init__(
         self,
@@ -109,30 +105,25 @@ class MultiCategoricalHead(ActionHead):
         self.register_buffer("start", torch.tensor(start or [0] * len(counts)), persistent=False)
         self.register_buffer("index", index, persistent=False)
         self.register_buffer("exists", exists, persistent=False)
-        # The inverse of `index`: where in a flattened table each logit is.
-        self.register_buffer("place", exists.flatten().nonzero().squeeze(1), persistent=False)
+        self.one_hot = OneHot(self.actions)
 
     def noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         """Standard Gumbel, `[*shape, D, max(actions)]`."""
         return gumbel((*shape, *self.exists.shape), generator)
-
-    def _logits(self, features: Tensor, mask: Tensor | None) -> Tensor:
-        logits = self.linear(features)
-        return logits if mask is None else without(logits, mask)
 
     def _table(self, logits: Tensor) -> Tensor:
         """`[L, sum(actions)] -> [L, D, max(actions)]`, a row per dimension, filled up with what is never chosen."""
         return without(logits[..., self.index], self.exists)
 
     def sample(self, features: Tensor, noise: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        logits = self._logits(features, mask)
+        logits = without(self.linear(features), mask)
         return (self._table(logits) + noise).argmax(-1), logits
 
     def mode(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
-        return self._table(self._logits(features, mask)).argmax(-1)
+        return self._table(without(self.linear(features), mask)).argmax(-1)
 
     def evaluate(self, features: Tensor, action: Tensor, mask: Tensor | None = None) -> Evaluation:
-        logits = self._logits(features, mask)
+        logits = without(self.linear(features), mask)
         log_probs = self._table(logits).log_softmax(-1)
         log_prob = log_probs.gather(-1, action.unsqueeze(-1)).squeeze(-1).sum(-1)
         return Evaluation(log_prob, -(log_probs.exp() * log_probs).sum((-2, -1)), logits)
@@ -149,8 +140,7 @@ class MultiCategoricalHead(ActionHead):
         return (action + self.start).reshape(*action.shape[:-1], *self.shape)
 
     def code(self, action: Tensor) -> Tensor:
-        codes = one_hot(action, self.exists.shape[1]).flatten(-2)
-        return codes[..., self.place].to(self.linear.weight.dtype)
+        return self.one_hot(action).to(self.linear.weight.dtype)
 
     def legal(self, mask: Tree) -> Tensor:
         parts = require_mask(mask, self.code_dim).split(self.actions, -1)
@@ -163,9 +153,9 @@ def gumbel(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     return -exponential.clamp_(min=torch.finfo(exponential.dtype).tiny).log_()
 
 
-def without(logits: Tensor, legal: Tensor) -> Tensor:
-    """`logits`, very low where not legal: there the softmax is 0, and no gradient passes.
+def without(logits: Tensor, legal: Tensor | None) -> Tensor:
+    """`logits`, very low where not legal: there the softmax is 0, and no gradient passes. None: all are legal.
 
     So low that no logit of a legal choice comes near, and so high that the sum over many dimensions is still finite.
     """
-    return torch.where(legal, logits, torch.finfo(logits.dtype).min / 128)
+    return logits if legal is None else torch.where(legal, logits, torch.finfo(logits.dtype).min / 128)

@@ -12,7 +12,7 @@ from levelhead.actions.bounds import Bounds, UnitBounds
 from levelhead.actions.head import ActionHead, Evaluation
 from levelhead.actions.noise import colored_noise
 from levelhead.actions.sigma import IndependentSigma, Sigma
-from levelhead.initialization import orthogonal
+from levelhead.layers import orthogonal
 from levelhead.tree import Tree
 
 LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from levelhead.actions.categorical import CategoricalHead
 from levelhead.actions.head import ActionHead, Evaluation
 from levelhead.errors import ConfigError
-from levelhead.initialization import orthogonal
+from levelhead.layers import orthogonal
 from levelhead.tree import Tree, by_path, tree_map
 
 

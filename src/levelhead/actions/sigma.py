@@ -1,6 +1,5 @@
 """Standard deviations of Gaussian heads: on a schedule, learned, or learned as a function of the state."""
 
-import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -9,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from levelhead.initialization import orthogonal
+from levelhead.layers import mlp
 from levelhead.schedules import Schedule
 
 
@@ -127,12 +126,8 @@ class ConditionedSigma(LearnedSigma):
         bounds: tuple[float, float] | None = (-5.0, 2.0),
     ) -> None:
         super().__init__(dim, std, bounds)
-        widths = (input_dim, *hidden)
-        layers: list[nn.Module] = []
-        for width_in, width_out in itertools.pairwise(widths):
-            layers += [orthogonal(nn.Linear(width_in, width_out), math.sqrt(2)), nn.Tanh()]
-        self.hidden = nn.Sequential(*layers)
-        self.linear = nn.Linear(widths[-1], dim)
+        self.hidden = mlp(input_dim, hidden)
+        self.linear = nn.Linear(hidden[-1] if hidden else input_dim, dim)
         nn.init.zeros_(self.linear.weight)
         nn.init.constant_(self.linear.bias, self.start)
 

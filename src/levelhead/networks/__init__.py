@@ -2,7 +2,6 @@
 
 from levelhead.networks.encoders import Encoder, ImageEncoder, ImpalaCNN, NatureCNN
 from levelhead.networks.memory import GRU, LSTM, Memory
-from levelhead.networks.mlp import Activation, mlp
 from levelhead.networks.network import Network, State, Torso
 from levelhead.networks.normalizer import ObservationNormalizer
 from levelhead.networks.observation import ObservationReader
@@ -11,7 +10,6 @@ from levelhead.networks.policy import Policy
 __all__ = [
     "GRU",
     "LSTM",
-    "Activation",
     "Encoder",
     "ImageEncoder",
     "ImpalaCNN",
@@ -23,5 +21,4 @@ __all__ = [
     "Policy",
     "State",
     "Torso",
-    "mlp",
 ]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 
 from levelhead.errors import ConfigError
-from levelhead.initialization import orthogonal
+from levelhead.layers import orthogonal
 from levelhead.tree import Tree, by_path
 
 ImageEncoder = Literal["nature", "impala"]

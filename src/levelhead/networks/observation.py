@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from levelhead.errors import ConfigError
 from levelhead.networks.normalizer import ObservationNormalizer
-from levelhead.numerics import moments, one_hot
+from levelhead.numerics import OneHot, moments
 from levelhead.spaces import Space, choices_of, observation_tree
 from levelhead.tree import Tree, paths, tree_leaves, tree_map
 
@@ -75,20 +75,16 @@ class Choices(Reader):
     """Whole numbers out of a few each, as one-hot codes side by side, float32 `[L, sum(counts)]`."""
 
     start: Tensor
-    place: Tensor
 
     def __init__(self, raw_shape: tuple[int, ...], counts: Sequence[int], start: Sequence[int]) -> None:
         super().__init__(raw_shape, (sum(counts),))
-        self.most = max(counts)
-        exists = torch.arange(self.most) < torch.tensor(counts).unsqueeze(1)
         self.register_buffer("start", torch.tensor(start), persistent=False)
-        # Of a table with a row per entry, filled up to the longest, the places that stand for a value.
-        self.register_buffer("place", exists.flatten().nonzero().squeeze(1), persistent=False)
+        self.one_hot = OneHot(counts)
 
     def forward(self, x: Tensor) -> Tensor:
         leading = x.shape[: x.ndim - len(self.raw_shape)]
         index = x.reshape(*leading, len(self.start)).long() - self.start
-        return one_hot(index, self.most).flatten(-2)[..., self.place].float()
+        return self.one_hot(index).float()
 
 
 class ObservationReader(nn.Module):
