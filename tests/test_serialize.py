@@ -53,6 +53,13 @@ def test_every_kind_of_field_comes_back_as_it_was():
 def schedules(draw):
     shape, positive = draw(st.sampled_from(SHAPES)), st.floats(1e-300, 1e300)
     start = draw(positive)
+    if shape == "piecewise":
+        points = (
+            (0.0, start),
+            (draw(st.floats(0, 1, exclude_min=True, exclude_max=True)), draw(positive)),
+            (1.0, start),
+        )
+        return Schedule(start, start, shape, points)
     return Schedule(start, start if shape == "constant" else draw(positive), shape)
 
 

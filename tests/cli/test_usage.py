@@ -30,7 +30,7 @@ BAD = [
     (("train", "CartPole-v1", "--ppo.value-clip", "inf"), "--ppo.value-clip"),
     (("train", "CartPole-v1", "--optimizer.max-grad-norm", "inf"), "optimizer.max_grad_norm is inf; accepted:"),
     (("train", "CartPole-v1", "--optimizer.actor.eps", "-1"), "optimizer.actor.eps is -1.0; accepted:"),
-    (("train", "CartPole-v1", "--optimizer.learning-rate", "linear:1e-3"), "write a number, or SHAPE:START:END"),
+    (("train", "CartPole-v1", "--optimizer.learning-rate", "linear:1e-3"), "write a number, SHAPE:START:END"),
     (("train", "CartPole-v1", "--optimizer.learning-rate", "steep:1:0"), "known: constant, linear, cosine"),
     (("train", "CartPole-v1", "--optimizer.learning-rate", "linear:1e-3:-1"), "optimizer.learning_rate is linear"),
     (("train", "CartPole-v1", "--optimizer.shared.eps", "1e-3"), "the network has no such parameters"),
