@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import sys
 from dataclasses import replace
 
@@ -51,6 +52,14 @@ def tiny():
         return _with_fields(config, changes)
 
     return make
+
+
+@pytest.fixture
+def interruptible():
+    """SIGINT as in a terminal, wherever the tests were started."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def _metrics(directory):

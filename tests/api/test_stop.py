@@ -72,14 +72,6 @@ class Signals(gym.Wrapper):
         return self.env.step(action)
 
 
-@pytest.fixture
-def interruptible():
-    """SIGINT as in a terminal, wherever the tests were started."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_training_after_the_iteration_and_everything_is_saved(tiny, metrics, number):
