@@ -9,9 +9,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from levelhead.build import build_policy
 from levelhead.config import Config, NetworkConfig
-from levelhead.learner import GroupSettings, Learner, LearnerSettings
+from levelhead.criterion import Criterion, CriterionSettings
+from levelhead.divergence import KLControl
+from levelhead.learner import Learner
 from levelhead.networks import ObservationNormalizer, Policy, State
 from levelhead.objectives import ClipObjective, Objective
+from levelhead.optimizer import GroupSettings, Optimizer, OptimizerSettings
+from levelhead.phases import Epochs, Split
 from levelhead.rollout import Batch
 from levelhead.schedules import constant
 from levelhead.tree import tree_map
@@ -19,14 +23,8 @@ from levelhead.tree import tree_map
 OBSERVATIONS = Box(-np.inf, np.inf, (3,))
 CHOICES, REALS = Discrete(4), Box(-1.0, 1.0, (3,))
 GROUP = GroupSettings(learning_rate=constant(1e-2), eps=1e-5, max_grad_norm=0.5)
-SETTINGS = LearnerSettings(
-    epochs=2,
-    minibatches=3,
-    entropy_coef=constant(0.1),
-    value_coef=constant(0.5),
-    value_clip=None,
-    groups={"shared": GROUP, "actor": GROUP, "critic": GROUP},
-)
+GROUPS = {"shared": GROUP, "actor": GROUP, "critic": GROUP}
+CRITERION = CriterionSettings(entropy_coef=constant(0.1), value_coef=constant(0.5), value_clip=None)
 
 
 def names(tasks: int) -> tuple[str, ...]:
@@ -88,11 +86,21 @@ def features_of(policy: Policy, x: torch.Tensor):
     return actor.unflatten(0, x.shape[:-1]), critic.unflatten(0, x.shape[:-1])
 
 
-def make_learner(policy: Policy, objective: Objective | None = None, seed: int = 1, **changes) -> Learner:
-    """A learner at the beginning of its schedules; `changes` are fields of its settings."""
-    learner = Learner(policy, objective or ClipObjective(constant(0.2)), replace(SETTINGS, **changes), seed)
-    learner.advance(0.0)
-    return learner
+def make_learner(
+    policy: Policy,
+    objective: Objective | None = None,
+    seed: int = 1,
+    epochs: int = 2,
+    minibatches: int = 3,
+    groups=GROUPS,
+    **changes,
+) -> Learner:
+    """A learner that was never advanced; `changes` are fields of its criterion's settings."""
+    criterion = Criterion(policy, objective or ClipObjective(constant(0.2)), replace(CRITERION, **changes), kl=False)
+    optimizer = Optimizer(policy, OptimizerSettings(groups))
+    control = KLControl(None, "minibatch", None)
+    phases = [Epochs(criterion.joint, optimizer, Split(epochs, minibatches))]
+    return Learner(criterion, optimizer, control, phases, frozen=(), frozen_iterations=0, seed=seed)
 
 
 def learn(learner: Learner, batch: Batch, valid=None, healthy: bool = True, iteration: int = 0):
@@ -108,8 +116,8 @@ class Probe(ClipObjective):
         super().__init__(constant(0.2))
         self.seen = []
 
-    def __call__(self, new, batch):
-        answer = super().__call__(new, batch)
+    def __call__(self, new, batch, kl):
+        answer = super().__call__(new, batch, kl)
         probe = torch.zeros_like(answer.loss, requires_grad=True)
         self.seen.append((batch.advantage, probe))
         return answer._replace(loss=answer.loss + probe)

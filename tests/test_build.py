@@ -33,6 +33,7 @@ HEADS = {
 }
 ADVANTAGES = {
     "rollout": StandardizedAdvantage,
+    "minibatch": StandardizedAdvantage,
     "head": HeadScaledAdvantage,
     "percentile": PercentileAdvantage,
     "none": RawAdvantage,
@@ -162,7 +163,7 @@ def test_a_group_follows_the_optimiser_in_what_it_does_not_set():
     )
     env = Toy(2)
     policy = build_policy(config, env.observation_space, env.action_space)
-    groups = build_trainer(config, env, policy).learner.settings.groups
+    groups = build_trainer(config, env, policy).learner.optimizer.settings.groups
     found = {name: (g.learning_rate(0.0), g.eps, g.max_grad_norm) for name, g in groups.items()}
     assert found == {"shared": (0.25, 1e-2, 2.0), "actor": (0.5, 1e-3, 2.0), "critic": (0.25, 1e-3, 3.0)}
 

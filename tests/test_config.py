@@ -55,7 +55,24 @@ OUT_OF_RANGE = [
     ("ppo.burn_in", -1),
     ("ppo.clip_range", constant(0.0)),
     ("ppo.clip_range", Schedule(0.2, -0.1)),
-    ("ppo.advantage", "minibatch"),
+    ("objective", "ppo"),
+    ("targets", "td"),
+    ("baseline", "median"),
+    ("credit", "all"),
+    ("ppo.advantage", "batch"),
+    *(("ppo.n_step", x) for x in (0, -1)),
+    ("ppo.freeze_actor", -1),
+    *(("ppo.dual_clip", x) for x in (1.0, 0.5, -3.0)),
+    *(("ppo.kl_target", x) for x in (constant(0.0), Schedule(0.1, 0.0))),
+    *(("ppo.kl_limit", x) for x in (constant(0.0), Schedule(0.1, -0.1))),
+    ("ppo.kl_check", "iteration"),
+    *(("ppo.value_huber", x) for x in (constant(0.0), Schedule(1.0, -1.0))),
+    *((f"critic.{name}", -1) for name in ("epochs_before", "epochs_after")),
+    *(("critic.minibatches", x) for x in (0, -1)),
+    ("optimizer.clip", "value"),
+    ("optimizer.weight_decay", -0.1),
+    ("optimizer.warmup", -1),
+    *(("optimizer.kl_target", x) for x in (constant(0.0), Schedule(0.1, 0.0))),
     ("ppo.entropy_coef", Schedule(0.1, -0.1)),
     *(("ppo.value_coef", x) for x in (constant(0.0), Schedule(0.5, -0.5))),
     *(("ppo.value_clip", x) for x in (constant(0.0), Schedule(0.2, 0.0))),
@@ -82,7 +99,7 @@ def test_a_value_out_of_range_is_refused_by_name_with_what_is_accepted(with_fiel
 
 
 def test_every_field_with_a_range_has_a_value_outside_it_in_the_table():
-    free = {"env_id", "run_dir", "imports", "env.kwargs", "network.normalize_observation"}
+    free = {"env_id", "run_dir", "imports", "env.kwargs", "network.normalize_observation", "critic.joint"}
     assert {field for field, _ in OUT_OF_RANGE} == set(FIELDS) - free
 
 

@@ -8,7 +8,8 @@ import torch
 import levelhead as lh
 from fields import leaves
 from levelhead.build import build_device
-from levelhead.config import AdvantageScale, Distribution, MemoryKind, ValueKind
+from levelhead.config import AdvantageScale, Distribution, MemoryKind, ObjectiveKind, TargetKind, ValueKind
+from levelhead.estimators import Baseline
 from levelhead.schedules import Schedule, constant
 
 OPTIMIZER_GROUPS = ("optimizer.shared", "optimizer.actor", "optimizer.critic")
@@ -21,6 +22,10 @@ CHANGES_THE_OUTCOME = {
     "total_steps": (64, {}),
     "seed": (2, {}),
     "value": ("linear", {}),
+    "objective": ("kl", {}),
+    "targets": ("mc", {}),
+    "baseline": ("mean", {"ppo.advantage": "none"}),
+    "credit": ("episode", {}),
     "num_envs": (4, {}),
     "num_steps": (8, {}),
     "reward_scale": (2.0, {}),
@@ -54,13 +59,28 @@ CHANGES_THE_OUTCOME = {
     "ppo.chunk": (4, {"memory.kind": "gru"}),
     "ppo.burn_in": (2, {"memory.kind": "gru", "ppo.chunk": 4}),
     "ppo.clip_range": (constant(1e-3), {}),
+    "ppo.n_step": (2, {"targets": "nstep"}),
+    "ppo.freeze_actor": (1, {}),
+    "ppo.dual_clip": (1.0001, {}),
+    "ppo.kl_target": (constant(1e-4), {"objective": "trpo"}),
+    "ppo.kl_limit": (constant(1e-6), {}),
+    "ppo.kl_check": ("epoch", {"ppo.kl_limit": constant(1e-6)}),
     "ppo.advantage": ("none", {}),
     "ppo.entropy_coef": (constant(0.1), {}),
     "ppo.value_coef": (constant(0.1), {}),
     "ppo.value_clip": (constant(1e-3), {}),
+    "ppo.value_huber": (constant(1e-2), {}),
+    "critic.joint": (False, {"critic.epochs_after": 1}),
+    "critic.epochs_before": (1, {}),
+    "critic.epochs_after": (1, {}),
+    "critic.minibatches": (4, {"critic.epochs_after": 1}),
     "optimizer.learning_rate": (Schedule(1e-2, 0.0), {}),
     "optimizer.eps": (1e-2, {}),
     "optimizer.max_grad_norm": (1e-2, {}),
+    "optimizer.clip": ("global", {}),
+    "optimizer.weight_decay": (0.1, {}),
+    "optimizer.warmup": (2, {}),
+    "optimizer.kl_target": (constant(1e-6), {}),
     **{
         f"{group}.{name}": (value, {"network.shared": (8,)})
         for group in OPTIMIZER_GROUPS
@@ -105,6 +125,9 @@ def test_the_same_config_gives_the_same_outcome(train_once, around):
     ("field", "kinds", "around"),
     [
         ("value", get_args(ValueKind), {}),
+        ("objective", get_args(ObjectiveKind), {"ppo.epochs": 1}),
+        ("targets", get_args(TargetKind), {}),
+        ("baseline", get_args(Baseline), {"ppo.advantage": "none"}),
         ("ppo.advantage", get_args(AdvantageScale), {}),
         ("memory.kind", get_args(MemoryKind), {}),
         ("action.distribution", get_args(Distribution), PENDULUM),

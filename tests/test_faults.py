@@ -57,9 +57,9 @@ class Poisoned(ClipObjective):
         super().__init__(constant(0.2))
         self.left = minibatch
 
-    def __call__(self, new, batch):
+    def __call__(self, new, batch, kl):
         self.left -= 1
-        actor = super().__call__(new, batch)
+        actor = super().__call__(new, batch, kl)
         return actor if self.left >= 0 else actor._replace(loss=actor.loss * math.nan)
 
 
@@ -185,11 +185,11 @@ class Breaking(ClipObjective):
         self.at, self.kind, self.calls = at, kind, 0
 
     def state(self):
-        policy = snapshot(self.learner.policy)
+        policy = snapshot(self.learner.criterion.policy)
         return {**policy, **{name: x.clone() for name, x in self.learner.state_dict().items()}}
 
-    def __call__(self, new, batch):
-        answer, self.calls = super().__call__(new, batch), self.calls + 1
+    def __call__(self, new, batch, kl):
+        answer, self.calls = super().__call__(new, batch, kl), self.calls + 1
         if self.calls - 1 != self.at:
             return answer
         self.before = self.state()
@@ -247,7 +247,7 @@ def test_no_step_is_taken_on_an_unhealthy_rollout():
 
 
 def test_a_fault_amid_the_minibatches_takes_back_the_steps_of_its_iteration():
-    settings = make_trainer(Noise(num_envs=4)).learner.settings
-    per_iteration = settings.epochs * settings.minibatches
+    (phase,) = make_trainer(Noise(num_envs=4)).learner.phases
+    per_iteration = phase.split.epochs * phase.split.minibatches
     assert per_iteration > 1
     stopped(make_trainer(Noise(num_envs=4), Poisoned(2 * per_iteration - 1)), "loss.*iteration 2 on rank 0")

@@ -99,7 +99,7 @@ def test_it_steps_as_torchs_adam_does_with_every_group_at_its_own_rate_and_eps()
         for size, name in ((1e-6, "first"), (1e3, "second")):
             (size * loss(ours[name], batch)).backward()
             (size * loss(plain[name], batch)).backward()
-        optimizer.step()
+        optimizer.step(SETTINGS)
         reference.step()
         for name in SETTINGS:
             for a, b in zip(ours[name].parameters(), plain[name].parameters(), strict=True):
@@ -118,7 +118,7 @@ def test_a_skipped_step_changes_nothing_at_all():
     def step(gradient):
         for group in groups.values():
             group.flat.gradient.fill_(gradient)
-        optimizer.step()
+        optimizer.step(SETTINGS)
 
     step(1.0)
     before = everything()

@@ -9,10 +9,9 @@ import torch
 from gymnasium.spaces import Box, Discrete, Tuple
 
 from levelhead.config import ActionConfig, ValueKind
-from levelhead.learner import Learner
 from levelhead.objectives import ClipObjective
 from levelhead.schedules import Schedule, constant
-from parts import CHOICES, GROUP, REALS, SETTINGS, HostReads, Probe, learn, make_batch, make_learner, make_policy
+from parts import CHOICES, GROUP, REALS, HostReads, Probe, learn, make_batch, make_learner, make_policy
 from toys import same, snapshot
 
 SPLITS = [(12, 4), (10, 3), (7, 7), (9, 2), (5, 4), (8, 1)]
@@ -95,8 +94,8 @@ def test_each_group_is_clipped_to_its_own_norm_and_reported_unclipped(shared):
     groups = {name: replace(GROUP, max_grad_norm=limit) for name, limit in limits.items()}
     learner = make_learner(policy, epochs=1, minibatches=1, groups=groups)
     metrics = learn(learner, make_batch(policy, 12))
-    assert set(learner.flat) == (set(limits) if shared else {"actor", "critic"})
-    for name, flat in learner.flat.items():
+    assert set(learner.optimizer.flat) == (set(limits) if shared else {"actor", "critic"})
+    for name, flat in learner.optimizer.flat.items():
         assert flat.gradient.norm().item() == pytest.approx(limits[name], rel=1e-4)
         assert metrics[f"grad/{name}_norm"] > limits[name]
 
@@ -153,7 +152,7 @@ def test_the_loss_of_a_task_moves_its_own_output_alone(value):
 @pytest.mark.parametrize("value", get_args(ValueKind))
 def test_learning_never_waits_for_the_device(space, tasks, value):
     policy = make_policy(space, tasks=tasks, value=value)
-    clip = constant(0.2) if policy.value_head.takes_clip else None
+    clip = constant(0.2) if policy.value_head.squared else None
     learner, batch = make_learner(policy, value_clip=clip), make_batch(policy, 10)
     with HostReads() as counter:
         learn(learner, batch)
@@ -201,11 +200,11 @@ def test_every_rate_and_coefficient_follows_its_own_schedule(progress):
     objective, policy = ClipObjective(Schedule(0.2, 0.1)), make_policy(shared=(8,))
     coefficients = {"entropy_coef": Schedule(0.05, 0.001), "value_coef": Schedule(1.0, 2.0)}
     learner = make_learner(policy, objective, epochs=1, minibatches=1, groups=groups, **coefficients)
-    learner.advance(progress)
+    learner.advance(progress, 0)
     metrics = learn(learner, make_batch(policy, 12))
     for name, rate in schedules.items():
-        assert learner.learning_rates[name].tensor == pytest.approx(rate(progress))
-        assert learner.learning_rates[name].tensor >= 0
+        assert learner.optimizer.learning_rates[name].tensor == pytest.approx(rate(progress))
+        assert learner.optimizer.learning_rates[name].tensor >= 0
     assert metrics["train/learning_rate"] == pytest.approx(schedules["actor"](progress))
     assert metrics["train/entropy_coef"] == pytest.approx(Schedule(0.05, 0.001)(progress))
     assert objective.clip_range.tensor == pytest.approx(Schedule(0.2, 0.1)(progress))
@@ -217,10 +216,10 @@ def test_every_rate_and_coefficient_follows_its_own_schedule(progress):
 def test_a_learner_that_was_never_advanced_is_at_the_beginning_of_its_schedules():
     changes = {"entropy_coef": Schedule(0.5, 0.0), "value_coef": Schedule(0.25, 1.0), "value_clip": Schedule(0.1, 0.9)}
     policies = make_policy(), make_policy()
-    learn(make_learner(policies[0], **changes), make_batch(policies[0], 12))
-    learn(
-        Learner(policies[1], ClipObjective(constant(0.2)), replace(SETTINGS, **changes), 1), make_batch(policies[1], 12)
-    )
+    learners = [make_learner(policy, **changes) for policy in policies]
+    learners[0].advance(0.0, 0)
+    for learner, policy in zip(learners, policies, strict=True):
+        learn(learner, make_batch(policy, 12))
     assert same(policies[0].state_dict(), policies[1].state_dict())
 
 

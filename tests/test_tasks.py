@@ -32,7 +32,7 @@ class Keep(ClipObjective):
         super().__init__(constant(0.2))
         self.batches, self.layers, self.views = [], [], []
 
-    def __call__(self, new, batch):
+    def __call__(self, new, batch, kl):
         policy = self.trainer.policy
         z = policy.value_head.forward_normalized(
             policy.critic_features(batch.observation, batch.state, batch.begins)[0]
@@ -40,7 +40,7 @@ class Keep(ClipObjective):
         self.batches.append(batch)
         self.layers.append(layer(policy.value_head))
         self.views.append(torch.stack([row[k] for row, k in zip(z, batch.task, strict=True)]))
-        return super().__call__(new, batch)
+        return super().__call__(new, batch, kl)
 
 
 def layer(head):
@@ -135,7 +135,7 @@ def test_how_far_outputs_moved_is_told_in_stds_of_each_task():
     for scales in ((1.0, 1e6), (1e6, 1.0)):
         trainer, _, rollouts = watched(Duo(scales=scales), value="runningnorm", total_steps=3 * 128)
         next(trainer)
-        trainer.learner.learning_rates["critic"].schedule = constant(0.0)
+        trainer.learner.optimizer.learning_rates["critic"].schedule = constant(0.0)
         for turn in trainer:
             last, head = {name: x[-1] for name, x in tensors(rollouts[-1]).items()}, trainer.policy.value_head
             moved = trainer.policy.value(last["observation"], last["task"]) - last["value"]

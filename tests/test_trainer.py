@@ -35,12 +35,12 @@ class Watch(ClipObjective):
         super().__init__(constant(0.2))
         self.batches, self.views = [], []
 
-    def __call__(self, new, batch):
+    def __call__(self, new, batch, kl):
         self.batches.append(batch)
         policy = self.policy
         features, _ = policy.critic_features(batch.observation, batch.state, batch.begins)
         self.views.append(policy.value_head.forward_normalized(features).detach())
-        return super().__call__(new, batch)
+        return super().__call__(new, batch, kl)
 
 
 def watched(env, **options):
@@ -124,7 +124,7 @@ def test_the_seed_decides_everything():
 def test_every_iteration_shuffles_anew(monkeypatch):
     trainer, places = make_trainer(Noise(), total_steps=3 * 128), []
     learn = trainer.learner.learn
-    monkeypatch.setattr(trainer.learner, "learn", lambda *given: places.append(given[-1]) or learn(*given))
+    monkeypatch.setattr(trainer.learner, "learn", lambda *given: places.append(given[3]) or learn(*given))
     list(trainer)
     assert len(set(places)) == 3
 
@@ -212,7 +212,8 @@ def test_advantages_enter_the_loss_as_the_config_says(advantage):
     r = torch.stack([step.reward for step in steps]).flatten().double()
     std = r.std(correction=0)
     low, high = r.quantile(torch.tensor([0.05, 0.95]).double())
-    scaled = {"rollout": (r - r.mean()) / std, "head": r / std, "percentile": r / (high - low), "none": r}
+    standard = (r - r.mean()) / std
+    scaled = {"minibatch": standard, "rollout": standard, "head": r / std, "percentile": r / (high - low), "none": r}
     expected = scaled[advantage].float()
     assert_close(objective.batches[0].advantage.sort().values, expected.sort().values, rtol=1e-4, atol=1e-5)
 

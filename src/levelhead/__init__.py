@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from levelhead.build import build_trainer as build_trainer
     from levelhead.config import ActionConfig as ActionConfig
     from levelhead.config import Config as Config
+    from levelhead.config import CriticConfig as CriticConfig
     from levelhead.config import EnvConfig as EnvConfig
     from levelhead.config import GroupConfig as GroupConfig
     from levelhead.config import HeadConfig as HeadConfig
@@ -56,10 +57,18 @@ if TYPE_CHECKING:
     from levelhead.networks import Torso as Torso
     from levelhead.numerics import explained_variance as explained_variance
     from levelhead.numerics import local as local
+    from levelhead.objectives import A2CObjective as A2CObjective
     from levelhead.objectives import ClipObjective as ClipObjective
+    from levelhead.objectives import KLObjective as KLObjective
+    from levelhead.objectives import LineSearch as LineSearch
     from levelhead.objectives import Objective as Objective
+    from levelhead.objectives import ObjectiveLoss as ObjectiveLoss
+    from levelhead.objectives import TrustRegionObjective as TrustRegionObjective
+    from levelhead.objectives import VPGObjective as VPGObjective
     from levelhead.presets import preset as preset
     from levelhead.returns import gae as gae
+    from levelhead.returns import n_step as n_step
+    from levelhead.returns import v_trace as v_trace
     from levelhead.schedules import Schedule as Schedule
     from levelhead.trainer import Iteration as Iteration
     from levelhead.trainer import Trainer as Trainer
@@ -100,6 +109,7 @@ _HOME = {
     "levelhead.config": (
         "ActionConfig",
         "Config",
+        "CriticConfig",
         "EnvConfig",
         "GroupConfig",
         "HeadConfig",
@@ -114,9 +124,18 @@ _HOME = {
     "levelhead.losses": ("clip_surrogate",),
     "levelhead.networks": ("GRU", "LSTM", "ImpalaCNN", "Memory", "NatureCNN", "Network", "Policy", "Torso"),
     "levelhead.numerics": ("explained_variance", "local"),
-    "levelhead.objectives": ("ClipObjective", "Objective"),
+    "levelhead.objectives": (
+        "A2CObjective",
+        "ClipObjective",
+        "KLObjective",
+        "LineSearch",
+        "Objective",
+        "ObjectiveLoss",
+        "TrustRegionObjective",
+        "VPGObjective",
+    ),
     "levelhead.presets": ("preset",),
-    "levelhead.returns": ("gae",),
+    "levelhead.returns": ("gae", "n_step", "v_trace"),
     "levelhead.schedules": ("Schedule",),
     "levelhead.trainer": ("Iteration", "Trainer"),
     "levelhead.values": (

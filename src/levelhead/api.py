@@ -16,7 +16,7 @@ from rich.console import Console
 from levelhead import checkpoint, rundir
 from levelhead.actions import ActionHead
 from levelhead.build import build_policy, build_trainer
-from levelhead.config import Config, Device, ValueKind, require_default
+from levelhead.config import Config, Device, ObjectiveKind, ValueKind, require_default
 from levelhead.envs import GymnasiumVecEnv, VecEnv, make_env, task_names
 from levelhead.errors import CheckpointError, ConfigError
 from levelhead.evaluation import Report, run_episodes
@@ -58,7 +58,7 @@ def train(
     device: Device | None = None,
     network: Network | None = None,
     action_head: ActionHead | None = None,
-    objective: Objective | None = None,
+    objective: ObjectiveKind | Objective | None = None,
     console: Console | None = None,
 ) -> Run:
     """Trains a policy with PPO and writes a run directory.
@@ -76,7 +76,7 @@ def train(
         device: `auto`, `cpu` or `cuda`.
         network: torsos of your own.
         action_head: one of your own, that reads the actor's features.
-        objective: an objective of your own.
+        objective: `clip`, `kl`, `trpo`, `a2c`, `vpg`, or an objective of your own.
         console: where progress is shown; None for silence.
 
     Raises:
@@ -91,30 +91,33 @@ def train(
         "total_steps": total_steps,
         "seed": seed,
         "value": value if isinstance(value, str) else None,
+        "objective": objective if isinstance(objective, str) else None,
         "num_envs": env.num_envs if isinstance(env, VectorEnv | VecEnv) else num_envs,
         "reward_scale": reward_scale,
         "run_dir": None if run_dir is None else Path(run_dir),
         "device": device,
     }
-    config = replace(config or preset(name), env_id=name, **{k: v for k, v in given.items() if v is not None})
+    start = config or (preset(name, objective) if isinstance(objective, str) else preset(name))
+    config = replace(start, env_id=name, **{k: v for k, v in given.items() if v is not None})
     _require_instance("value", value, str | ValueHead, "a name, or a ValueHead")
     _require_instance("network", network, Network, "a Network")
     _require_instance("action_head", action_head, ActionHead, "an ActionHead")
-    _require_instance("objective", objective, Objective, "an Objective")
+    _require_instance("objective", objective, str | Objective, "a name, or an Objective")
+    surrogate = objective if isinstance(objective, Objective) else None
     head = value if isinstance(value, ValueHead) else None
     parts = {
         "env": None if isinstance(env, str) else env,
         "network": network,
         "value": head,
         "action_head": action_head,
-        "objective": objective,
+        "objective": surrogate,
     }
     _require_consistent(env, config, num_envs)
-    _require_used(config, network, action_head, objective)
+    _require_used(config, network, action_head, surrogate)
     prepare(config)
     with _opened(env, config.num_envs, config.env.kwargs) as vec:
         policy = build_policy(config, vec.observation_space, vec.action_space, network, head, vec.tasks, action_head)
-        trainer = build_trainer(config, vec, policy, objective)
+        trainer = build_trainer(config, vec, policy, surrogate)
         custom = tuple(part for part, x in parts.items() if x is not None)
         directory = rundir.create(config)
         rundir.write_info(directory, RunInfo(config, vec.observation_space, vec.action_space, vec.tasks, custom))
@@ -310,7 +313,7 @@ def _require_used(
     config: Config, network: Network | None, action_head: ActionHead | None, objective: Objective | None
 ) -> None:
     """Refuses settings that a part handed over as an object would leave without effect."""
-    default = preset(config.env_id)
+    default = preset(config.env_id, config.objective)
     if network is not None:
         reason = "the network is handed over as an object"
         layers = ("shared", "actor", "critic", "activation", "image_encoder")
@@ -318,8 +321,11 @@ def _require_used(
         require_default("memory", config.memory, ("size", "place", "sharing"), reason, default.memory)
     if action_head is not None and config.action != default.action:
         raise ConfigError("action has settings that nothing reads: the action head is handed over as an object")
-    if objective is not None and config.ppo.clip_range != default.ppo.clip_range:
-        raise ConfigError("ppo.clip_range has nothing to act on: the objective is handed over as an object")
+    if objective is not None:
+        reason = "the objective is handed over as an object"
+        require_default("ppo", config.ppo, ("clip_range", "dual_clip", "kl_target"), reason, default.ppo)
+        if config.objective != "clip":
+            raise ConfigError(f"objective {config.objective} has nothing to act on: {reason}")
 
 
 def _require_parts(info: RunInfo, parts: Mapping[str, object]) -> None:

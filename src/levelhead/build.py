@@ -34,16 +34,29 @@ from levelhead.advantages import (
 )
 from levelhead.collector import Collector
 from levelhead.config import ActionConfig, AdvantageScale, Config, Device, GroupConfig, require_default
+from levelhead.criterion import Criterion, CriterionSettings
+from levelhead.divergence import KLControl
 from levelhead.envs import VecEnv
 from levelhead.errors import ConfigError
+from levelhead.estimators import GAE, Estimator, NStep, VTrace
 from levelhead.layers import mlp
-from levelhead.learner import GroupSettings, Learner, LearnerSettings
+from levelhead.learner import Learner
 from levelhead.networks import GRU, LSTM, Encoder, Memory, Network, ObservationReader, Policy, Torso
-from levelhead.objectives import ClipObjective, Objective
+from levelhead.objectives import (
+    A2CObjective,
+    ClipObjective,
+    KLObjective,
+    Objective,
+    TrustRegionObjective,
+    VPGObjective,
+)
+from levelhead.optimizer import GroupSettings, Optimizer, OptimizerSettings
+from levelhead.phases import Epochs, Phase, Split
 from levelhead.seeding import Stream, derive
 from levelhead.spaces import Space, action_tree, choices_of, zeros
 from levelhead.trainer import Trainer, TrainerSettings
 from levelhead.tree import by_path, paths, tree_leaves
+from levelhead.trust_region import TrustRegion
 from levelhead.values import (
     SIGNED_SQRT,
     SYMLOG,
@@ -144,7 +157,7 @@ def build_value_head(config: Config, input_dim: int, tasks: int = 1) -> ValueHea
 def build_advantage(kind: AdvantageScale, tasks: int, device: torch.device) -> AdvantageScaling:
     """How advantages are scaled."""
     match kind:
-        case "rollout":
+        case "rollout" | "minibatch":
             return StandardizedAdvantage()
         case "head":
             return HeadScaledAdvantage()
@@ -318,8 +331,9 @@ def build_trainer(config: Config, env: VecEnv, policy: Policy, objective: Object
         raise ConfigError("training runs in one process, and a torch.distributed process group exists")
     ppo = config.ppo
     head = policy.value_head
-    if ppo.value_clip is not None and not head.takes_clip:
-        raise ConfigError(f"ppo.value_clip has nothing to act on: the loss of {type(head).__name__} is a cross-entropy")
+    if not head.squared:
+        reason = f"the loss of {type(head).__name__} is a cross-entropy"
+        require_default("ppo", ppo, ("value_clip", "value_huber"), reason)
     if type(env.tasks) is not tuple or len(set(env.tasks)) < len(env.tasks):
         raise ConfigError(f"the environments' tasks are {env.tasks!r}; accepted: a tuple of different names")
     if env.task is not None and not env.tasks:
@@ -339,33 +353,89 @@ def build_trainer(config: Config, env: VecEnv, policy: Policy, objective: Object
     for name in ("shared", "actor", "critic"):
         if name not in policy.groups() and getattr(config.optimizer, name) != GroupConfig():
             raise ConfigError(f"optimizer.{name} has nothing to act on: the network has no such parameters")
-    learner = Learner(
-        policy,
-        objective or ClipObjective(ppo.clip_range, policy.device),
-        LearnerSettings(
-            epochs=ppo.epochs,
-            minibatches=ppo.minibatches,
-            entropy_coef=ppo.entropy_coef,
-            value_coef=ppo.value_coef,
-            value_clip=ppo.value_clip,
-            groups={name: _group(config, getattr(config.optimizer, name)) for name in ("shared", "actor", "critic")},
-        ),
-        config.seed,
-    )
     return Trainer(
         policy,
         Collector(env, policy, config.num_steps, config.seed, config.reward_scale, ppo.chunk, ppo.burn_in),
-        learner,
+        build_learner(config, policy, objective or build_objective(config, policy.device)),
+        build_estimator(config),
         advantage,
         TrainerSettings(
             total_steps=config.total_steps,
-            gamma=ppo.gamma,
-            lam=ppo.lam,
             beta=config.head.beta,
             chunk=chunk,
             burn_in=ppo.burn_in,
         ),
     )
+
+
+def build_objective(config: Config, device: torch.device) -> Objective:
+    """What the actor maximises."""
+    ppo = config.ppo
+    match config.objective:
+        case "clip":
+            return ClipObjective(ppo.clip_range, device, ppo.dual_clip)
+        case "kl":
+            return KLObjective(ppo.kl_target, device)
+        case "trpo":
+            return TrustRegionObjective(ppo.kl_target, device)
+        case "a2c":
+            return A2CObjective()
+        case "vpg":
+            return VPGObjective()
+
+
+def build_estimator(config: Config) -> Estimator:
+    """How advantages and value targets are computed."""
+    ppo, baseline, credit = config.ppo, config.baseline, config.credit
+    match config.targets:
+        case "gae":
+            return GAE(ppo.gamma, baseline, credit, ppo.lam)
+        case "mc":
+            return GAE(ppo.gamma, baseline, credit, 1.0)
+        case "nstep":
+            return NStep(ppo.gamma, baseline, credit, ppo.n_step)
+        case "vtrace":
+            return VTrace(ppo.gamma, baseline, credit, ppo.lam)
+
+
+def build_learner(config: Config, policy: Policy, objective: Objective) -> Learner:
+    """How actor and critic learn from a rollout."""
+    ppo, common = config.ppo, config.optimizer
+    control = KLControl(ppo.kl_limit, ppo.kl_check, common.kl_target, policy.device)
+    settings = CriterionSettings(
+        entropy_coef=ppo.entropy_coef,
+        value_coef=ppo.value_coef,
+        value_clip=ppo.value_clip,
+        value_huber=ppo.value_huber,
+        standardize=ppo.advantage == "minibatch",
+    )
+    criterion = Criterion(policy, objective, settings, kl=objective.needs_kl or control.needs_kl)
+    optimizer = Optimizer(
+        policy,
+        OptimizerSettings(
+            groups={name: _group(config, getattr(common, name)) for name in ("shared", "actor", "critic")},
+            max_grad_norm=common.max_grad_norm if common.clip == "global" else None,
+            weight_decay=common.weight_decay,
+            warmup=common.warmup,
+        ),
+    )
+
+    def critic_epochs(epochs: int, minibatches: int) -> list[Phase]:
+        return [Epochs(criterion.critic, optimizer, Split(epochs, minibatches))] if epochs else []
+
+    split = Split(ppo.epochs, ppo.minibatches)
+    fitted = critic_epochs(ppo.epochs, ppo.minibatches)
+    own = config.critic.minibatches or ppo.minibatches
+    match objective:
+        case TrustRegionObjective():
+            phases = [TrustRegion(criterion, optimizer, objective), *fitted]
+        case VPGObjective():
+            phases = [Epochs(criterion.actor, optimizer, Split(1, 1)), *fitted]
+        case _:
+            loss = criterion.joint if config.critic.joint else criterion.actor
+            phases = [Epochs(loss, optimizer, split, control if control.needs_kl else None)]
+    before, after = critic_epochs(config.critic.epochs_before, own), critic_epochs(config.critic.epochs_after, own)
+    return Learner(criterion, optimizer, control, [*before, *phases, *after], fitted, ppo.freeze_actor, config.seed)
 
 
 def _chunk(config: Config, policy: Policy) -> int:

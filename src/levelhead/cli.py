@@ -1,6 +1,7 @@
 """The command line."""
 
 import difflib
+import itertools
 import json
 import shlex
 import shutil
@@ -14,7 +15,7 @@ import tyro
 from rich.console import Console
 
 from levelhead import __version__, api, rundir
-from levelhead.config import Config
+from levelhead.config import Config, ObjectiveKind
 from levelhead.errors import CheckpointError, ConfigError, TrainingFault
 from levelhead.evaluation import Report
 from levelhead.presets import preset
@@ -118,13 +119,22 @@ def _dispatch(given: list[str], console: Console) -> int:
 def _train(arguments: list[str], console: Console) -> int:
     env_id = arguments[0] if arguments else ""
     if not env_id.startswith("-") and env_id:
-        default = preset(env_id)
+        default = preset(env_id, _objective(arguments))
     elif env_id in ("-h", "--help"):
         default = Config("ENV_ID")
     else:
         raise ConfigError("train needs an environment's id first: levelhead train CartPole-v1 [OPTIONS]")
     config = _parse(Config, "train", arguments, default)
     return _finish(api.train(config.env_id, config=config, console=console), console)
+
+
+def _objective(arguments: Sequence[str]) -> ObjectiveKind:
+    """The objective that is asked for, on which the preset depends; what isn't one is left to the parser."""
+    for word, following in itertools.pairwise((*arguments, "")):
+        name, _, value = word.partition("=")
+        if name == "--objective":
+            return next((kind for kind in get_args(ObjectiveKind) if kind == (value or following)), "clip")
+    return "clip"
 
 
 def _resume(options: ResumeOptions, console: Console) -> int:

@@ -9,14 +9,19 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from levelhead.divergence import Check
 from levelhead.errors import ConfigError
+from levelhead.estimators import Baseline, Credit
 from levelhead.layers import Activation
 from levelhead.networks import ImageEncoder
+from levelhead.optimizer import Clipping
 from levelhead.schedules import Schedule, constant
 from levelhead.serialize import coerce
 
 ValueKind = Literal["popart", "runningnorm", "valuenorm", "hlgauss", "twohot", "symlog", "sqrt", "linear"]
-AdvantageScale = Literal["rollout", "head", "percentile", "none"]
+ObjectiveKind = Literal["clip", "kl", "trpo", "a2c", "vpg"]
+TargetKind = Literal["gae", "mc", "nstep", "vtrace"]
+AdvantageScale = Literal["rollout", "minibatch", "head", "percentile", "none"]
 Device = Literal["auto", "cpu", "cuda"]
 Distribution = Literal["gaussian", "tanh", "beta"]
 Bounds = Literal["clip", "rescale"]
@@ -174,40 +179,91 @@ class PPOConfig:
     gamma: float = 0.99
     """Discount."""
     lam: float = 0.95
-    """Lambda of generalised advantage estimation: 1 is Monte-Carlo, 0 one-step TD."""
+    """Lambda of generalised advantage estimation and V-trace: 1 is Monte-Carlo, 0 one-step TD."""
+    n_step: int = 5
+    """Rewards in an n-step return."""
     epochs: int = 4
-    """Passes over each rollout."""
+    """Passes over each rollout; of the critic alone where the objective takes the actor's step on the whole of it."""
     minibatches: int = 4
     """Parts that each pass is split into."""
+    freeze_actor: int = 0
+    """Iterations at the beginning in which the critic learns alone."""
     chunk: int | None = None
     """Steps that a policy with memory learns from in one piece, a divisor of num_steps; all of them where not given."""
     burn_in: int = 0
     """Steps before each such piece, but a rollout's first, that only bring its memory up to date; less than a piece."""
     clip_range: Schedule = constant(0.2)
     """How far the probability ratio may leave 1 before its gradient is cut off."""
+    dual_clip: float | None = None
+    """Where the advantage is negative, the ratio beyond which the gradient is cut off, 3 for example."""
+    kl_target: Schedule = constant(0.01)
+    """Mean divergence from the policy that acted: what the penalty of kl aims at, and the bound of trpo."""
+    kl_limit: Schedule | None = None
+    """Mean divergence from the policy that acted beyond which an iteration's steps end."""
+    kl_check: Check = "minibatch"
+    """What is compared with the limit: a minibatch's mean, before its step, or an epoch's."""
     advantage: AdvantageScale = "rollout"
-    """Advantages standardised over the rollout, divided by the value head's std, divided by a moving average of the
-    returns' range from 5th to 95th percentile, or left as they are; by task where there are several."""
+    """Advantages standardised over the rollout, or over each minibatch, divided by the value head's std, divided by a
+    moving average of the returns' range from 5th to 95th percentile, or left as they are; by task where there are
+    several."""
     entropy_coef: Schedule = constant(0.0)
     """Weight of the entropy bonus."""
     value_coef: Schedule = constant(0.5)
     """Weight of the value loss."""
     value_clip: Schedule | None = None
     """How far a value may move from its old one before its gradient is cut off, on the normalised axis."""
+    value_huber: Schedule | None = None
+    """Error, on the normalised axis, from which the value loss grows in proportion to it and no longer to its
+    square."""
 
     def __post_init__(self) -> None:
         coerce(self, "ppo.")
         _require("ppo.gamma", self.gamma, 0 <= self.gamma <= 1, "a value in [0, 1]")
         _require("ppo.lam", self.lam, 0 <= self.lam <= 1, "a value in [0, 1]")
+        _require("ppo.n_step", self.n_step, self.n_step >= 1, "at least 1")
+        _require("ppo.freeze_actor", self.freeze_actor, self.freeze_actor >= 0, "0 or more")
         _require("ppo.epochs", self.epochs, self.epochs >= 1, "at least 1")
         _require("ppo.minibatches", self.minibatches, self.minibatches >= 1, "at least 1")
         _require("ppo.chunk", self.chunk, self.chunk is None or self.chunk >= 1, "at least 1")
         _require("ppo.burn_in", self.burn_in, self.burn_in >= 0, "0 or more")
         _require("ppo.clip_range", self.clip_range, self.clip_range.bounds[0] > 0, "positive values")
+        dual = self.dual_clip
+        _require("ppo.dual_clip", dual, dual is None or 1 < dual < math.inf, "a number above 1")
+        _require("ppo.kl_target", self.kl_target, self.kl_target.bounds[0] > 0, "positive values")
+        if self.kl_limit is not None:
+            _require("ppo.kl_limit", self.kl_limit, self.kl_limit.bounds[0] > 0, "positive values")
+        elif self.kl_check != PPOConfig.kl_check:
+            raise ConfigError("ppo.kl_check has nothing to act on: there is no ppo.kl_limit")
         _require("ppo.entropy_coef", self.entropy_coef, self.entropy_coef.bounds[0] >= 0, "values >= 0")
         _require("ppo.value_coef", self.value_coef, self.value_coef.bounds[0] > 0, "positive values")
-        clip = self.value_clip
-        _require("ppo.value_clip", clip, clip is None or clip.bounds[0] > 0, "positive values")
+        for name in ("value_clip", "value_huber"):
+            width = getattr(self, name)
+            _require(f"ppo.{name}", width, width is None or width.bounds[0] > 0, "positive values")
+
+
+@dataclass(frozen=True)
+class CriticConfig:
+    """What the critic learns beside the epochs that it shares with the actor."""
+
+    joint: bool = True
+    """Whether it learns in the actor's epochs at all."""
+    epochs_before: int = 0
+    """Passes over each rollout of its own, before the actor's. What the two share stays as it is in these."""
+    epochs_after: int = 0
+    """The same, after the actor's."""
+    minibatches: int | None = None
+    """Parts that each of these passes is split into; as many as the actor's where not given."""
+
+    def __post_init__(self) -> None:
+        coerce(self, "critic.")
+        for name in ("epochs_before", "epochs_after"):
+            _require(f"critic.{name}", getattr(self, name), getattr(self, name) >= 0, "0 or more")
+        own = self.epochs_before + self.epochs_after
+        _require("critic.minibatches", self.minibatches, self.minibatches is None or self.minibatches >= 1, "1 or more")
+        if self.minibatches is not None and not own:
+            raise ConfigError("critic.minibatches has nothing to act on: the critic has no epochs of its own")
+        if not self.joint and not own:
+            raise ConfigError("critic.joint is False, and the critic has no epochs of its own: it would never learn")
 
 
 @dataclass(frozen=True)
@@ -234,7 +290,17 @@ class OptimizerConfig:
     eps: float = 1e-5
     """Adam's denominator offset."""
     max_grad_norm: float = 0.5
-    """Length that each group's gradient is scaled down to, by its own norm."""
+    """Length that gradients are scaled down to."""
+    clip: Clipping = "separate"
+    """Gradients scaled down by each group's own norm, or by that of all together."""
+    weight_decay: float = 0.0
+    """Share of every weight that a step takes away, times the learning rate (AdamW); biases and the like keep
+    theirs."""
+    warmup: int = 0
+    """Iterations over which learning rates rise to their schedules."""
+    kl_target: Schedule | None = None
+    """Mean divergence of a minibatch from the policy that acted. Beyond twice that, the learning rates of what decides
+    the actions are divided by 1.5; below half of it, multiplied."""
     shared: GroupConfig = GroupConfig()
     """The layers that actor and critic share."""
     actor: GroupConfig = GroupConfig()
@@ -247,6 +313,17 @@ class OptimizerConfig:
         _check_group("optimizer", self)
         for name in ("shared", "actor", "critic"):
             _check_group(f"optimizer.{name}", getattr(self, name))
+        _require("optimizer.weight_decay", self.weight_decay, 0 <= self.weight_decay < math.inf, "0 or more")
+        _require("optimizer.warmup", self.warmup, self.warmup >= 0, "0 or more")
+        if self.clip == "global":
+            for name in ("shared", "actor", "critic"):
+                require_default(f"optimizer.{name}", getattr(self, name), ("max_grad_norm",), "the clip is global")
+        if self.kl_target is not None:
+            _require("optimizer.kl_target", self.kl_target, self.kl_target.bounds[0] > 0, "positive values")
+            rates = [self.actor.learning_rate or self.learning_rate, self.shared.learning_rate or self.learning_rate]
+            fixed = all(rate.shape == "constant" and rate.start > 0 for rate in rates)
+            text = ", ".join(map(str, rates))
+            _require("optimizer.learning_rate", text, fixed, "a positive constant where optimizer.kl_target adapts it")
 
 
 @dataclass(frozen=True)
@@ -261,6 +338,17 @@ class Config:
     """Decides every random number of the run."""
     value: ValueKind = "popart"
     """How the critic is kept level with the scale of the returns."""
+    objective: ObjectiveKind = "clip"
+    """What the actor maximises: PPO's clipped surrogate or the one with an adaptive penalty on the divergence, the
+    surrogate within a trust region (TRPO), or the policy gradient (A2C, or REINFORCE)."""
+    targets: TargetKind = "gae"
+    """How returns are estimated: by generalised advantage estimation, to the episode's end (mc), over n steps, or by
+    V-trace, anew before every epoch."""
+    baseline: Baseline = "value"
+    """What is subtracted from an action's return: nothing, the mean return of the other environments, or the critic's
+    value."""
+    credit: Credit = "to-go"
+    """The rewards that count as an action's return: those of its whole episode, or those that follow it."""
     num_envs: int = 8
     """Environments stepped side by side."""
     num_steps: int = 128
@@ -289,6 +377,7 @@ class Config:
     action: ActionConfig = ActionConfig()
     head: HeadConfig = HeadConfig()
     ppo: PPOConfig = PPOConfig()
+    critic: CriticConfig = CriticConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
 
     def __post_init__(self) -> None:
@@ -303,5 +392,41 @@ class Config:
         _require("reward_scale", scale, math.isfinite(scale) and scale > 0, "a positive number")
         rows = self.num_envs * self.num_steps
         _require("ppo.minibatches", self.ppo.minibatches, self.ppo.minibatches <= rows, f"at most {rows}, one row each")
+        self._check_estimator()
+        self._check_objective()
         if self.eval_episodes != Config.eval_episodes and not self.eval_every:
             raise ConfigError("eval_episodes has nothing to act on: eval_every is 0")
+
+    def _check_estimator(self) -> None:
+        """Refuses what has no effect on, or doesn't go with, the way in which returns are estimated."""
+        ppo = self.ppo
+        if self.targets in ("mc", "nstep"):
+            require_default("ppo", ppo, ("lam",), f"targets is {self.targets}")
+        if self.targets != "nstep":
+            require_default("ppo", ppo, ("n_step",), f"targets is {self.targets}")
+        if self.targets == "vtrace" and (ppo.epochs == 1 or self.objective in ("trpo", "vpg")):
+            raise ConfigError("targets vtrace has nothing to act on: in the actor's first epoch it is gae")
+        if self.baseline == "mean" and self.num_envs == 1:
+            raise ConfigError("baseline mean is that of other environments, and num_envs is 1; accepted: none, value")
+        if self.baseline != "value" and ppo.advantage in ("rollout", "minibatch"):
+            raise ConfigError(
+                f"baseline {self.baseline} has nothing to act on: ppo.advantage {ppo.advantage} centres advantages in"
+                " any case; accepted with it: --ppo.advantage head, percentile or none"
+            )
+
+    def _check_objective(self) -> None:
+        """Refuses what has no effect on, or doesn't go with, the objective."""
+        reason, ppo, critic = f"objective is {self.objective}", self.ppo, self.critic
+        if self.objective != "clip":
+            require_default("ppo", ppo, ("clip_range", "dual_clip"), reason)
+        if self.objective not in ("kl", "trpo"):
+            require_default("ppo", ppo, ("kl_target",), reason)
+        if self.objective == "a2c":
+            _require("ppo.epochs", ppo.epochs, ppo.epochs == 1, "1 with objective a2c, whose gradient holds once")
+        if self.objective in ("trpo", "vpg"):
+            require_default("ppo", ppo, ("kl_limit",), f"{reason}, which takes one step")
+            require_default("critic", critic, ("joint", "epochs_before", "epochs_after"), f"{reason}: see ppo.epochs")
+            require_default("optimizer", self.optimizer, ("kl_target",), f"{reason}, which takes one step")
+        if self.objective == "trpo":
+            reason += ", whose step has a length of its own"
+            require_default("optimizer", self.optimizer, ("shared", "actor"), reason)

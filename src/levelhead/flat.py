@@ -1,6 +1,6 @@
 """Parameters as views of one flat tensor, so that clipping and optimising touch one tensor per group."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,10 +86,10 @@ class FlatAdam:
         }
 
     @torch.no_grad()
-    def step(self) -> None:
-        """One step of every group."""
+    def step(self, groups: Iterable[str]) -> None:
+        """One step of the groups named."""
         taken = 1 - self.skip
-        for group in self.groups.values():
+        for group in (self.groups[name] for name in groups):
             state = self.state[group.flat.parameter]
             state["step"].add_(taken)
             torch._fused_adam_(  # pyright: ignore[reportPrivateImportUsage]  # the kernel behind torch.optim.Adam

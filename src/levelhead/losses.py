@@ -17,6 +17,14 @@ def clip_surrogate(ratio: Tensor, advantage: Tensor, clip_range: float | Tensor)
     return torch.where(smaller, clipped, ratio) * advantage
 
 
+def dual_clip(surrogate: Tensor, advantage: Tensor, bound: float) -> Tensor:
+    """A surrogate, to be maximised, that falls no lower than `bound * A` where the advantage is negative; unreduced.
+
+    Source: Ye et al. 2020, "Mastering complex control in MOBA games with deep reinforcement learning", equation 4.
+    """
+    return torch.where(advantage < 0, torch.maximum(surrogate, bound * advantage), surrogate)
+
+
 def approximate_kl(log_ratio: Tensor) -> Tensor:
     """Schulman's low-variance estimate of KL(old || new) from samples of old: `r - 1 - log r`, unreduced.
 

@@ -12,18 +12,18 @@ class RunningMean:
     def __init__(self, names: Sequence[str], device: torch.device) -> None:
         self.names = tuple(names)
         self._total = torch.zeros(len(self.names), device=device)
-        self._count = 0
+        self._count = torch.zeros((), device=device)
 
-    def add(self, values: Tensor) -> None:
-        """Adds one `[len(names)]` vector."""
-        self._total += values
-        self._count += 1
+    def add(self, values: Tensor, weight: Tensor | float = 1.0) -> None:
+        """Adds one `[len(names)]` vector, that counts so much."""
+        self._total += values * weight
+        self._count += weight
 
     def take(self) -> dict[str, Tensor]:
-        """The means so far, each 0-d, and a fresh start."""
-        means = self._total / max(self._count, 1)
+        """The means so far, each 0-d, NaN where nothing counted; and a fresh start."""
+        means = self._total / self._count
         self._total.zero_()
-        self._count = 0
+        self._count.zero_()
         return dict(zip(self.names, means.unbind(), strict=True))
 
 

@@ -7,7 +7,7 @@ import math
 import re
 from dataclasses import replace
 
-from levelhead.config import ActionConfig, Config, NetworkConfig, OptimizerConfig, PPOConfig
+from levelhead.config import ActionConfig, Config, NetworkConfig, ObjectiveKind, OptimizerConfig, PPOConfig
 from levelhead.schedules import Schedule, constant
 
 MUJOCO = ("Ant", "HalfCheetah", "Hopper", "Humanoid", "HumanoidStandup", "InvertedDoublePendulum",
@@ -15,8 +15,26 @@ MUJOCO = ("Ant", "HalfCheetah", "Hopper", "Humanoid", "HumanoidStandup", "Invert
 ANNEALED = OptimizerConfig(learning_rate=Schedule(1e-3, 0.0))
 
 
-def preset(env_id: str) -> Config:
-    """The config to start from for an environment."""
+def preset(env_id: str, objective: ObjectiveKind = "clip") -> Config:
+    """The config to start from for an environment and an objective."""
+    config = _environment(env_id)
+    optimizer, rate = config.optimizer, config.optimizer.learning_rate
+    match objective:
+        case "clip":
+            return config
+        case "kl":
+            # The penalty can keep the divergence at its target only as long as steps could take it further.
+            steady = replace(optimizer, learning_rate=constant(rate.start))
+            return replace(config, objective=objective, optimizer=steady)
+        case "trpo":
+            return replace(config, objective=objective)
+        case "a2c":  # as many rows to a step as in Mnih et al. 2016: 16 environments, 5 steps
+            return replace(config, objective=objective, num_steps=10, ppo=replace(config.ppo, epochs=1, minibatches=1))
+        case "vpg":  # measured
+            return replace(config, objective=objective, num_steps=64, ppo=replace(config.ppo, epochs=10, minibatches=4))
+
+
+def _environment(env_id: str) -> Config:
     base = Config(env_id)
     name = re.sub(r"-v\d+$", "", env_id.rpartition(":")[2])
     match name:

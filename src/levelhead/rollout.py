@@ -1,7 +1,7 @@
 """The batch that a collector hands to the rest, and its arrangement for learning."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -42,6 +42,8 @@ class Rollout:
     """What the value head read in the last row, `[N, D]`."""
     task: Tensor | None = None
     """int64: which task was played; None where there is one alone."""
+    ratio: Tensor | None = None
+    """Probability of the action by now over that when it was drawn; None while the policy is the one that acted."""
 
     def masks(self, tasks: int) -> list[Tensor]:
         """The valid samples of each task, bool `[T, N]`."""
@@ -88,6 +90,8 @@ class Batch:
     """bool `[S, C]`, whether an episode begins."""
     state: State
     """Before the first step, burn-in included, leaves `[C, ...]`."""
+    parameters: Tree | None = None
+    """Of the distribution that acted; None where nothing asks how far the policy has moved from it."""
     task: Tensor | None = None
     """int64: the output of the value head that each row belongs to; None where there is one alone."""
     burn_in: BurnIn | None = None
@@ -99,11 +103,15 @@ class Batch:
             valid: bool `[S, C]`.
         """
 
-        def keep(x: Tensor) -> Tensor:
-            # A mask without any legal choice would be worse than one in which all are.
-            return torch.where(valid.view(*valid.shape, *(1,) * (x.ndim - 2)), x, x.dtype == torch.bool)
+        def filled(x: Tensor, filler: float) -> Tensor:
+            other = torch.full((), filler, dtype=x.dtype, device=x.device)
+            return torch.where(valid.view(*valid.shape, *(1,) * (x.ndim - 2)), x, other)
 
-        return self._map(keep, self.begins, self.state, self.burn_in)
+        # A mask without any legal choice would be worse than one in which all are.
+        kept = self._map(lambda x: filled(x, x.dtype == torch.bool), self.begins, self.state, self.burn_in)
+        # Every head has a distribution whose parameters are all 1; not so with 0.
+        parameters = None if self.parameters is None else tree_map(lambda x: filled(x, 1), self.parameters)
+        return replace(kept, parameters=parameters)
 
     def take(self, index: Tensor) -> "Batch":
         """The columns that `index` names, `[S * len(index), ...]`; `begins` stays `[S, len(index)]`."""
@@ -125,6 +133,7 @@ class Batch:
             old_value=function(self.old_value),
             begins=begins,
             state=state,
+            parameters=None if self.parameters is None else tree_map(function, self.parameters),
             task=None if self.task is None else function(self.task),
             burn_in=burn_in,
         )
@@ -140,3 +149,8 @@ def before_chunks(x: Tensor, length: int, steps: int) -> Tensor:
 def chunked(x: Tensor, length: int) -> Tensor:
     """`[T, N, ...] -> [length, T / length * N, ...]`: columns of so many steps, a column's chunks N apart."""
     return x.unflatten(0, (-1, length)).transpose(0, 1).flatten(1, 2)
+
+
+def unchunked(x: Tensor, environments: int) -> Tensor:
+    """The inverse of `chunked`, `[length, T / length * N, ...] -> [T, N, ...]`."""
+    return x.unflatten(1, (-1, environments)).transpose(0, 1).flatten(0, 1)

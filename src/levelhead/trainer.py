@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,13 +12,13 @@ from torch import Tensor
 from levelhead.advantages import AdvantageScaling
 from levelhead.collector import Collector
 from levelhead.errors import TrainingFault
+from levelhead.estimators import Estimator
 from levelhead.health import Health
 from levelhead.learner import Learner
 from levelhead.metrics import to_host
 from levelhead.networks import Policy
 from levelhead.numerics import explained_variance, moments, pick
-from levelhead.returns import gae
-from levelhead.rollout import Batch, BurnIn, Rollout, before_chunks, chunked
+from levelhead.rollout import Batch, BurnIn, Rollout, before_chunks, chunked, unchunked
 from levelhead.schedules import Schedule
 from levelhead.tree import Tree, by_path, tree_map
 
@@ -29,8 +29,6 @@ class TrainerSettings:
 
     total_steps: int
     """Valid environment steps, rounded up to whole iterations."""
-    gamma: float
-    lam: float
     beta: Schedule | None
     """Retention of the value head's statistics; None leaves it to the head."""
     chunk: int
@@ -68,12 +66,14 @@ class Trainer:
         policy: Policy,
         collector: Collector,
         learner: Learner,
+        estimator: Estimator,
         advantage: AdvantageScaling,
         settings: TrainerSettings,
     ) -> None:
         self.policy = policy
         self.collector = collector
         self.learner = learner
+        self.estimator = estimator
         self.advantage = advantage
         self.settings = settings
         self.iteration = 0
@@ -101,7 +101,7 @@ class Trainer:
             raise StopIteration
         started = time.perf_counter()
         progress = self.step / self.settings.total_steps
-        self.learner.advance(progress)
+        self.learner.advance(progress, self.iteration)
         if self.settings.beta is not None:
             self.policy.value_head.beta = self.settings.beta(progress)
         rollout = self.collector.collect(self.iteration)
@@ -135,20 +135,11 @@ class Trainer:
     def _learn(self, rollout: Rollout) -> tuple[Health, dict[str, Tensor]]:
         """Everything between two rollouts, without waiting for the device: whether all was finite, and the metrics."""
         head, valid = self.policy.value_head, rollout.valid
-        advantage, target = gae(
-            rollout.reward,
-            rollout.value,
-            rollout.next_value,
-            rollout.terminated,
-            rollout.truncated,
-            self.settings.gamma,
-            self.settings.lam,
-            valid,
-        )
+        masks = rollout.masks(head.output_dim)
+        advantage, target = self.estimator(rollout, masks)
         health = _health(rollout, advantage)
         healthy = health.ok
 
-        masks = rollout.masks(head.output_dim)
         had_scale = head.scaled.clone()
         known = head.observe(target, task=rollout.task, mask=valid & healthy).all()
         health.flags["target"] = ~known.to(valid.device)
@@ -173,15 +164,37 @@ class Trainer:
             old_value=columns(head.normalize(rollout.value, task=rollout.task)),
             begins=columns(rollout.begins),
             state=tree_map(lambda x: x.flatten(0, 1), rollout.state),
+            parameters=columns(rollout.parameters) if self.learner.needs_kl else None,
             task=None if rollout.task is None else columns(rollout.task),
             burn_in=self._burn_in(observation, rollout.begins),
         )
+
+        def estimate(log_prob: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+            now = self._as_of_now(rollout, log_prob, z)
+            advantage, target = self.estimator(now, masks)
+            scaled = self.advantage(advantage, target, masks, head.std)
+            return columns(scaled), columns(head.normalize(target, task=rollout.task))
+
+        anew = estimate if self.estimator.refreshed else None
         with torch.enable_grad():
-            metrics |= self.learner.learn(batch, columns(valid), healthy, self.iteration)
+            metrics |= self.learner.learn(batch, columns(valid), healthy, self.iteration, anew)
         health.flags.update(self.learner.faults())
 
         self.policy.reader.update(rollout.observation, valid, apply=health.ok)
         return health, metrics
+
+    def _as_of_now(self, rollout: Rollout, log_prob: Tensor, z: Tensor) -> Rollout:
+        """The rollout as policy and critic see it now, `[S, C]` each: its values, and how much more likely it is.
+
+        What follows a row that another one doesn't continue is left as it was valued when it was collected.
+        """
+        log_prob, z = (unchunked(x, rollout.value.shape[1]) for x in (log_prob, z))
+        value = self.policy.value_head.denormalize(z, task=rollout.task)
+        goes_on = ~(rollout.terminated | rollout.truncated) & rollout.valid
+        goes_on[:-1] &= rollout.valid[1:]
+        goes_on[-1] = False
+        following = torch.where(goes_on, value.roll(-1, 0), rollout.next_value)
+        return replace(rollout, value=value, next_value=following, ratio=(log_prob - rollout.log_prob).exp())
 
     def _burn_in(self, observation: Tree, begins: Tensor) -> BurnIn | None:
         length, steps = self.settings.chunk, self.settings.burn_in

@@ -81,9 +81,9 @@ def test_objects_are_used_as_they_are_and_noted_in_config_json(tiny):
     calls = []
 
     class Spy(ClipObjective):
-        def __call__(self, new, batch):
+        def __call__(self, new, batch, kl):
             calls.append(len(batch.action))
-            return super().__call__(new, batch)
+            return super().__call__(new, batch, kl)
 
     torsos, head, objective = network(), lh.RunningNormHead(8, beta=0.5), Spy(constant(0.2))
     run = lh.train(CARTPOLE, config=tiny(network=lh.NetworkConfig()), network=torsos, value=head, objective=objective)
@@ -116,7 +116,7 @@ REFUSED = {
         r"value is <class .*accepted: a name, or a ValueHead",
     ),
     "module for a network": (lambda: {"network": torch.nn.Linear(4, 8)}, r"network is Linear.*accepted: a Network"),
-    "function for an objective": (lambda: {"objective": print}, r"objective is .*accepted: an Objective"),
+    "function for an objective": (lambda: {"objective": print}, r"objective is .*accepted: a name, or an Objective"),
     "value head that doesn't fit": (lambda: {"value": lh.LinearValueHead(5)}, "reads 5 features"),
     "arguments the environment doesn't know": (lambda: {"env.kwargs": {"gravitas": 1}}, "CartPole-v1.*gravitas"),
     "other num_envs than the environments": (lambda: {"env": vector(), "num_envs": 5}, "num_envs is 5"),

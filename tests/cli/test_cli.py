@@ -256,15 +256,19 @@ def test_a_fault_ends_with_status_1_is_named_and_leaves_what_was_learned(cli, mo
     assert [line["step"] for line in lines] == [32]
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupted_training_is_saved_ends_with_status_130_and_goes_on(cli, workdir, tiny_options):
     command = [sys.executable, "-m", "levelhead", "train", "CartPole-v1", *tiny_options, "--total-steps", "100000000"]
     options = ["--checkpoint-every", "0", "--run-dir", "r"]
     with subprocess.Popen(command + options, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         metrics = workdir / "r/metrics.jsonl"
-        while process.poll() is None and not (metrics.exists() and "\n" in metrics.read_text()):
-            time.sleep(0.02)
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
+        try:
+            while process.poll() is None and not (metrics.exists() and "\n" in metrics.read_text()):
+                time.sleep(0.02)
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert (process.returncode, err) == (130, "")
     assert re.search(r"\blevelhead resume r$", out, re.M)
     assert "\x1b" not in out

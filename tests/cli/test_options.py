@@ -13,13 +13,17 @@ pytestmark = pytest.mark.usefixtures("workdir")
 
 OPTIONS = {
     "action.bounds", "action.color", "action.distribution", "action.gates", "action.log-std-bounds", "action.sees",
-    "action.sigma", "action.std", "action.std-hidden", "checkpoint-every", "device", "env.kwargs", "eval-episodes",
-    "eval-every", "head.beta", "import", "memory.kind", "memory.place", "memory.sharing", "memory.size",
-    "network.activation", "network.actor", "network.critic", "network.image-encoder",
+    "action.sigma", "action.std", "action.std-hidden", "baseline", "checkpoint-every", "credit", "critic.epochs-after",
+    "critic.epochs-before", "critic.joint", "critic.minibatches", "critic.no-joint", "device", "env.kwargs",
+    "eval-episodes", "eval-every", "head.beta", "import", "memory.kind", "memory.place", "memory.sharing",
+    "memory.size", "network.activation", "network.actor", "network.critic", "network.image-encoder",
     "network.no-normalize-observation", "network.normalize-observation", "network.shared", "num-envs", "num-steps",
-    "optimizer.eps", "optimizer.learning-rate", "optimizer.max-grad-norm", "ppo.advantage", "ppo.burn-in", "ppo.chunk",
-    "ppo.clip-range", "ppo.entropy-coef", "ppo.epochs", "ppo.gamma", "ppo.lam", "ppo.minibatches", "ppo.value-clip",
-    "ppo.value-coef", "reward-scale", "run-dir", "seed", "threads", "total-steps", "value",
+    "objective", "optimizer.clip", "optimizer.eps", "optimizer.kl-target", "optimizer.learning-rate",
+    "optimizer.max-grad-norm", "optimizer.warmup", "optimizer.weight-decay", "ppo.advantage", "ppo.burn-in",
+    "ppo.chunk", "ppo.clip-range", "ppo.dual-clip", "ppo.entropy-coef", "ppo.epochs", "ppo.freeze-actor", "ppo.gamma",
+    "ppo.kl-check", "ppo.kl-limit", "ppo.kl-target", "ppo.lam", "ppo.minibatches", "ppo.n-step", "ppo.value-clip",
+    "ppo.value-coef", "ppo.value-huber", "reward-scale", "run-dir", "seed", "targets", "threads", "total-steps",
+    "value",
     *(f"optimizer.{g}.{x}" for g in ("shared", "actor", "critic") for x in ("eps", "learning-rate", "max-grad-norm")),
 }  # fmt: skip
 
@@ -52,6 +56,10 @@ TEXTS = {
     "total_steps": ("77", 77),
     "seed": ("5", 5),
     "value": ("linear", "linear"),
+    "objective": ("kl", "kl"),
+    "targets": ("mc", "mc"),
+    "baseline": ("mean", "mean"),
+    "credit": ("episode", "episode"),
     "num_envs": ("3", 3),
     "num_steps": ("9", 9),
     "reward_scale": ("1e-3", 1e-3),
@@ -89,14 +97,28 @@ TEXTS = {
     "ppo.minibatches": ("3", 3),
     "ppo.chunk": ("8", 8),
     "ppo.burn_in": ("3", 3),
+    "ppo.n_step": ("3", 3),
+    "ppo.freeze_actor": ("3", 3),
     "ppo.clip_range": ("cosine:0.3:0.1", "cosine:0.3:0.1"),
+    "ppo.dual_clip": ("3", 3.0),
+    "ppo.kl_target": ("0.02", 0.02),
+    "ppo.kl_limit": ("piecewise:0=0.02,1=0.01", "piecewise:0.0=0.02,1.0=0.01"),
+    "ppo.kl_check": ("epoch", "epoch"),
     "ppo.advantage": ("head", "head"),
     "ppo.entropy_coef": ("exponential:0.05:0.001", "exponential:0.05:0.001"),
     "ppo.value_coef": ("0.25", 0.25),
     "ppo.value_clip": ("0.2", 0.2),
+    "ppo.value_huber": ("1", 1.0),
+    "critic.epochs_before": ("2", 2),
+    "critic.epochs_after": ("3", 3),
+    "critic.minibatches": ("5", 5),
     "optimizer.learning_rate": ("linear:3e-4:0", "linear:0.0003:0.0"),
     "optimizer.eps": ("1e-8", 1e-8),
     "optimizer.max_grad_norm": ("1", 1.0),
+    "optimizer.clip": ("global", "global"),
+    "optimizer.weight_decay": ("1e-4", 1e-4),
+    "optimizer.warmup": ("10", 10),
+    "optimizer.kl_target": ("0.01", 0.01),
     **{
         f"optimizer.{group}.{name}": (text, value)
         for group in ("shared", "actor", "critic")
@@ -109,12 +131,21 @@ TEXTS = {
 }
 
 
-AROUND = {"eval_episodes": ["--eval-every", "9"], "memory.kind": [], "memory": ["--memory.kind", "lstm"]}
+AROUND = {
+    "eval_episodes": ["--eval-every", "9"],
+    "memory.kind": [],
+    "memory": ["--memory.kind", "lstm"],
+    "baseline": ["--ppo.advantage", "none"],
+    "ppo.n_step": ["--targets", "nstep"],
+    "ppo.kl_target": ["--objective", "kl"],
+    "ppo.kl_check": ["--ppo.kl-limit", "0.1"],
+    "critic.minibatches": ["--critic.epochs-after", "1"],
+}
 """What must hold around a field for it to have something to act on."""
 
 
 def test_every_field_of_the_config_has_an_option():
-    assert set(flat(Config("X"))) == {"env_id", *TEXTS}
+    assert set(flat(Config("X"))) == {"env_id", "critic.joint", *TEXTS}
 
 
 @pytest.mark.parametrize("field", TEXTS)
@@ -133,7 +164,10 @@ def test_an_option_reaches_its_field_and_no_other(parsed, field):
     ("option", "choices"),
     [
         ("value", "popart runningnorm valuenorm linear twohot hlgauss symlog sqrt"),
-        ("ppo.advantage", "rollout head percentile none"),
+        ("ppo.advantage", "rollout minibatch head percentile none"),
+        ("objective", "clip kl trpo vpg"),
+        ("targets", "gae mc nstep vtrace"),
+        ("credit", "episode to-go"),
         ("device", "auto cpu cuda"),
     ],
 )
@@ -147,6 +181,11 @@ def test_options_start_from_the_preset_of_the_environment(parsed):
     _, config = parsed("CartPole-v1", "--optimizer.eps", "1e-3")
     assert config.optimizer.learning_rate == lh.preset("CartPole-v1").optimizer.learning_rate
     assert config.optimizer.eps == 1e-3
+
+
+def test_the_critic_can_be_kept_out_of_the_actors_epochs(parsed):
+    _, config = parsed("Some-v0", "--critic.no-joint", "--critic.epochs-after", "2")
+    assert config.critic == lh.CriticConfig(joint=False, epochs_after=2)
 
 
 @pytest.mark.parametrize("field", ["head.beta", "checkpoint_every", "run_dir", "ppo.value_clip", "optimizer.actor.eps"])

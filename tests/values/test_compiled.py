@@ -47,7 +47,7 @@ def learning(head, clip=0.2):
     """What a training step asks of a head, but for its update."""
 
     def run(x, y, task, mask, weights):
-        clipped = {"old_values": y[:, 0] / 2, "clip": clip} if head.takes_clip else {}
+        clipped = {"old_values": y[:, 0] / 2, "clip": clip} if head.squared else {}
         return head.loss(x, y[:, 0], task=task, mask=mask, weights=weights, **clipped), head(x)
 
     return run

@@ -34,7 +34,7 @@ def test_a_head_says_what_it_is(kind):
     head = trained(kind)
     assert head.has_statistics == (kind not in FIXED)
     assert head.predicts_normalized == head.scale_free == (kind in LEVEL)
-    assert head.takes_clip == (kind in SCALAR)
+    assert head.squared == (kind in SCALAR)
     assert not trained(kind, epsilon=1e-3).scale_free
 
 

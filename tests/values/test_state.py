@@ -147,7 +147,7 @@ def test_predicting_and_taking_losses_changes_nothing(kind, training):
     head = trained(kind, K).train(training)
     before, x, y = state(head), torch.randn(5, D).double(), torch.randn(5, K).double()
     head(x), head.both(x), head.forward_normalized(x), head.normalize(y), head.denormalize(y)
-    clip = {"old_values": y, "clip": 0.2} if kind.takes_clip else {}
+    clip = {"old_values": y, "clip": 0.2} if kind.squared else {}
     head.loss(x, y, mask=y > 0, weights=y.abs(), **clip).sum().backward()
     assert unchanged(head, before)
 

@@ -88,6 +88,12 @@ class Policy(nn.Module):
         features, critic = self.network.critic(x, state.critic, reset)
         return features, State(shared, state.actor, critic)
 
+    def critic_features_alone(self, x: Tree, state: State, reset: Tensor) -> Tensor:
+        """What the value head reads, without gradient for the shared part."""
+        with torch.no_grad():
+            shared, _ = self.network.shared(x, state.shared, reset)
+        return self.network.critic(shared, state.critic, reset)[0]
+
     def features(self, x: Tree, state: State, reset: Tensor) -> tuple[Tensor, Tensor]:
         """Actor's and critic's features from one pass through the shared part."""
         shared, _ = self.network.shared(x, state.shared, reset)

@@ -35,8 +35,8 @@ class ValueHead(TargetStatistics, ABC):
     """Whether mean and std ever move."""
     predicts_normalized: ClassVar[bool] = False
     """Whether the layer predicts on the axis of the statistics, so that neither it nor its loss sees a scale."""
-    takes_clip: ClassVar[bool] = True
-    """Whether `loss` takes a value clip."""
+    squared: ClassVar[bool] = True
+    """Whether the loss is a squared error, which takes a value clip and Huber's bound."""
     limit: float = math.inf
     """The largest magnitude on the normalized axis that the head can express."""
 
@@ -100,6 +100,7 @@ class ValueHead(TargetStatistics, ABC):
         weights: Tensor | None = None,
         old_values: Tensor | None = None,
         clip: float | Tensor | None = None,
+        huber: float | Tensor | None = None,
     ) -> Tensor:
         """Unreduced loss in the head's own loss space, in `targets`' shape: `(z - y)^2`, or a cross-entropy.
 
@@ -111,9 +112,10 @@ class ValueHead(TargetStatistics, ABC):
             weights: multiply the loss; `[L]` or `targets`' shape.
             old_values: raw values from before the update, `targets`' shape; re-expressed under today's statistics.
             clip: width of PPO's value clip on the normalized axis.
+            huber: error on the normalized axis from which the loss grows in proportion to it.
 
         Raises:
-            ValueError: wrong shapes, as nothing broadcasts; or a value clip for a head that takes none.
+            ValueError: wrong shapes, as nothing broadcasts; or a clip or `huber` for a head that takes none.
         """
         if old_values is not None and old_values.shape != targets.shape:
             raise ValueError(f"old values {tuple(old_values.shape)} don't fit targets {tuple(targets.shape)}")
@@ -123,7 +125,7 @@ class ValueHead(TargetStatistics, ABC):
             task = None if task is None else torch.where(mask, task, 0)
         y = self.normalize(_fill(targets, mask), task=task)
         old = None if old_values is None else self.normalize(_fill(old_values, mask), task=task)
-        loss = self.loss_normalized(features, y, task=task, old=old, clip=clip)
+        loss = self.loss_normalized(features, y, task=task, old=old, clip=clip, huber=huber)
         if weights is not None:
             loss = loss * _fill(self._over(targets, task, "weights", weights), mask).to(loss.dtype)
         return _fill(loss, mask)
@@ -136,6 +138,7 @@ class ValueHead(TargetStatistics, ABC):
         task: Tensor | None = None,
         old: Tensor | None = None,
         clip: float | Tensor | None = None,
+        huber: float | Tensor | None = None,
     ) -> Tensor:
         """`loss` for targets and old values that `normalize` has been applied to already.
 
@@ -153,15 +156,22 @@ class ValueHead(TargetStatistics, ABC):
             prediction, shape = prediction.squeeze(axis), leading
         if y.shape != shape:
             raise ValueError(f"targets {tuple(y.shape)} don't fit values {tuple(shape)}; nothing broadcasts")
-        return self._loss(prediction, y, old, clip)
+        return self._loss(prediction, y, old, clip, huber)
 
     def _prediction(self, features: Tensor) -> Tensor:
         """What the loss reads: `[L, K]`, or `[L, K, ...]` where a value is more than a number."""
         return self.forward_normalized(features)
 
-    def _loss(self, prediction: Tensor, y: Tensor, old: Tensor | None, clip: float | Tensor | None) -> Tensor:
+    def _loss(
+        self,
+        prediction: Tensor,
+        y: Tensor,
+        old: Tensor | None,
+        clip: float | Tensor | None,
+        huber: float | Tensor | None,
+    ) -> Tensor:
         """Loss of each entry of `y`, given the prediction for it."""
-        return value_loss(prediction, y, old, clip)
+        return value_loss(prediction, y, old, clip, huber)
 
     # -- statistics ----------------------------------------------------------------------------------------------
 

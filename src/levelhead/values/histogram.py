@@ -15,14 +15,15 @@ class HistogramHead(ValueHead):
     """What the distributional heads share: logits over bins per output, and their mean as the value.
 
     The layer's rows are ordered by output, then by bin. Bins lie symmetrically around 0 on the normalized axis, and
-    targets outside them count as the outermost. A cross-entropy has no value clip: `old_values` and `clip` are refused.
+    targets outside them count as the outermost. A cross-entropy has no value clip: `old_values`, `clip` and
+    `huber` are refused.
 
     Args:
         bins: number of bins per output.
         limit: the bins' ends are `-limit` and `limit`, on the normalized axis.
     """
 
-    takes_clip = False
+    squared = False
     atoms: Tensor
     """float64 `[bins]`: what each bin stands for; on which axis is the subclass's business."""
 
@@ -79,9 +80,16 @@ class HistogramHead(ValueHead):
     def _prediction(self, features: Tensor) -> Tensor:
         return self.logits(features)
 
-    def _loss(self, prediction: Tensor, y: Tensor, old: Tensor | None, clip: float | Tensor | None) -> Tensor:
-        if old is not None or clip is not None:
-            raise ValueError(f"{type(self).__name__} learns by cross-entropy, which has no value clip")
+    def _loss(
+        self,
+        prediction: Tensor,
+        y: Tensor,
+        old: Tensor | None,
+        clip: float | Tensor | None,
+        huber: float | Tensor | None,
+    ) -> Tensor:
+        if old is not None or clip is not None or huber is not None:
+            raise ValueError(f"{type(self).__name__} learns by cross-entropy, which has no value clip or Huber bound")
         y = y.to(prediction.dtype).clamp(-self.limit, self.limit)
         return self._cross_entropy(prediction.log_softmax(-1), y)
 
