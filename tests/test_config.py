@@ -56,6 +56,7 @@ OUT_OF_RANGE = [
     ("ppo.clip_range", constant(0.0)),
     ("ppo.clip_range", Schedule(0.2, -0.1)),
     ("objective", "ppo"),
+    *(("clip_reward", x) for x in (0.0, -1.0)),
     ("targets", "td"),
     ("baseline", "median"),
     ("credit", "all"),
@@ -99,7 +100,15 @@ def test_a_value_out_of_range_is_refused_by_name_with_what_is_accepted(with_fiel
 
 
 def test_every_field_with_a_range_has_a_value_outside_it_in_the_table():
-    free = {"env_id", "run_dir", "imports", "env.kwargs", "network.normalize_observation", "critic.joint"}
+    free = {
+        "env_id",
+        "run_dir",
+        "imports",
+        "env.kwargs",
+        "network.normalize_observation",
+        "normalize_reward",
+        "critic.joint",
+    }
     assert {field for field, _ in OUT_OF_RANGE} == set(FIELDS) - free
 
 

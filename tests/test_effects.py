@@ -29,6 +29,8 @@ CHANGES_THE_OUTCOME = {
     "num_envs": (4, {}),
     "num_steps": (8, {}),
     "reward_scale": (2.0, {}),
+    "normalize_reward": (True, {"value": "linear"}),
+    "clip_reward": (0.5, {}),
     "eval_every": (32, {}),
     "eval_episodes": (1, {"eval_every": 32}),
     "env.kwargs": ({"sutton_barto_reward": True}, {}),

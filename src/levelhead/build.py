@@ -1,5 +1,6 @@
 """Turns a config into objects: the one place that asks which variant was chosen."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 
@@ -52,6 +53,7 @@ from levelhead.objectives import (
 )
 from levelhead.optimizer import GroupSettings, Optimizer, OptimizerSettings
 from levelhead.phases import Epochs, Phase, Split
+from levelhead.rewards import RewardTransform
 from levelhead.seeding import Stream, derive
 from levelhead.spaces import Space, action_tree, choices_of, zeros
 from levelhead.trainer import Trainer, TrainerSettings
@@ -359,6 +361,7 @@ def build_trainer(config: Config, env: VecEnv, policy: Policy, objective: Object
         build_learner(config, policy, objective or build_objective(config, policy.device)),
         build_estimator(config),
         advantage,
+        _reward_transform(config, env, policy),
         TrainerSettings(
             total_steps=config.total_steps,
             beta=config.head.beta,
@@ -366,6 +369,23 @@ def build_trainer(config: Config, env: VecEnv, policy: Policy, objective: Object
             burn_in=ppo.burn_in,
         ),
     )
+
+
+def _reward_transform(config: Config, env: VecEnv, policy: Policy) -> RewardTransform | None:
+    if not config.normalize_reward:
+        if config.clip_reward is None:
+            return None
+        return RewardTransform(env.num_envs, config.ppo.gamma, False, config.clip_reward, policy.device)
+    if env.tasks:
+        raise ConfigError("normalize_reward has one scale for all rewards, and the environments play several tasks")
+    head = policy.value_head
+    if head.has_statistics:
+        warnings.warn(
+            f"normalize_reward and {type(head).__name__} both level the scale of returns. The head alone is enough, and"
+            " keeps values in reward units; without it, --value linear goes with --normalize-reward.",
+            stacklevel=3,
+        )
+    return RewardTransform(env.num_envs, config.ppo.gamma, True, config.clip_reward, policy.device)
 
 
 def build_objective(config: Config, device: torch.device) -> Objective:

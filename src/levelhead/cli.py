@@ -1,15 +1,15 @@
 """The command line."""
 
 import difflib
-import itertools
 import json
 import shlex
 import shutil
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TextIO, get_args
 
 import tyro
 from rich.console import Console
@@ -18,12 +18,13 @@ from levelhead import __version__, api, rundir
 from levelhead.config import Config, ObjectiveKind
 from levelhead.errors import CheckpointError, ConfigError, TrainingFault
 from levelhead.evaluation import Report
-from levelhead.presets import preset
+from levelhead.presets import PresetKind, preset
 from levelhead.schedules import Schedule, schedule
 
 USAGE = """usage: levelhead COMMAND ...
 
-  train ENV_ID     train a policy and write a run directory
+  train ENV_ID     train a policy and write a run directory; options start from the environment's preset, or with
+                   --preset layered from one with a learning rate for each layer of the network
   eval RUN         play whole episodes greedily
   resume RUN       continue a run from its last checkpoint
   list             the runs under runs/, with their last scores
@@ -34,6 +35,14 @@ presets."""
 
 DONE, FAULT, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
 FINAL_EPISODES = 20
+
+
+@dataclass(frozen=True)
+class StartOptions:
+    """What decides where the other options of training start."""
+
+    objective: ObjectiveKind = "clip"
+    preset: PresetKind = "tuned"
 
 
 @dataclass(frozen=True)
@@ -69,6 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if str(Path.cwd()) not in sys.path:  # modules for --import are looked for here first, as with python -m
         sys.path.insert(0, str(Path.cwd()))
     console = Console()
+    warnings.showwarning = _warn
     try:
         status = _dispatch(given, console)
     except (ConfigError, CheckpointError) as error:
@@ -78,6 +88,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         status = _complain("interrupted", INTERRUPTED)
     sys.exit(status)
+
+
+def _warn(
+    message: Warning | str,
+    category: type[Warning],  # noqa: ARG001  # Python's own order of arguments
+    filename: str,  # noqa: ARG001
+    lineno: int,  # noqa: ARG001
+    file: TextIO | None = None,  # noqa: ARG001
+    line: str | None = None,  # noqa: ARG001
+) -> None:
+    """A warning as a user wants to read it: where in the code it was given is of no interest."""
+    _say(Console(stderr=True), f"levelhead: warning: {message}")
 
 
 def _complain(error: object, status: int) -> int:
@@ -117,24 +139,16 @@ def _dispatch(given: list[str], console: Console) -> int:
 
 
 def _train(arguments: list[str], console: Console) -> int:
+    start, arguments = tyro.cli(StartOptions, args=arguments, return_unknown_args=True, add_help=False)
     env_id = arguments[0] if arguments else ""
     if not env_id.startswith("-") and env_id:
-        default = preset(env_id, _objective(arguments))
+        default = preset(env_id, start.objective, start.preset)
     elif env_id in ("-h", "--help"):
         default = Config("ENV_ID")
     else:
         raise ConfigError("train needs an environment's id first: levelhead train CartPole-v1 [OPTIONS]")
     config = _parse(Config, "train", arguments, default)
     return _finish(api.train(config.env_id, config=config, console=console), console)
-
-
-def _objective(arguments: Sequence[str]) -> ObjectiveKind:
-    """The objective that is asked for, on which the preset depends; what isn't one is left to the parser."""
-    for word, following in itertools.pairwise((*arguments, "")):
-        name, _, value = word.partition("=")
-        if name == "--objective":
-            return next((kind for kind in get_args(ObjectiveKind) if kind == (value or following)), "clip")
-    return "clip"
 
 
 def _resume(options: ResumeOptions, console: Console) -> int:

@@ -355,6 +355,11 @@ class Config:
     """Steps of each environment per rollout."""
     reward_scale: float = 1.0
     """Multiplies every reward that the learner sees; logged returns stay in the environment's own units."""
+    normalize_reward: bool = False
+    """Divide rewards by the running standard deviation of the discounted return, as VecNormalize does; a levelled value
+    head needs none of it."""
+    clip_reward: float | None = None
+    """Clip rewards to plus and minus this, after any scaling."""
     device: Device = "auto"
     """Where networks live; auto takes a GPU if there is one."""
     threads: int = 1
@@ -390,6 +395,8 @@ class Config:
         _require("checkpoint_every", every, every is None or every >= 0, "0 or more")
         scale = self.reward_scale
         _require("reward_scale", scale, math.isfinite(scale) and scale > 0, "a positive number")
+        clip = self.clip_reward
+        _require("clip_reward", clip, clip is None or 0 < clip < math.inf, "a positive number")
         rows = self.num_envs * self.num_steps
         _require("ppo.minibatches", self.ppo.minibatches, self.ppo.minibatches <= rows, f"at most {rows}, one row each")
         self._check_estimator()

@@ -2,6 +2,7 @@
 
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from rich.console import Console
 from levelhead import checkpoint, rundir
 from levelhead.config import Config
 from levelhead.errors import TrainingFault
+from levelhead.oscillation import OscillationWatch
 from levelhead.trainer import Iteration, Trainer
 from levelhead.writers import ConsoleWriter, JsonlWriter, TensorBoardWriter, Writer
 
@@ -44,6 +46,7 @@ def run_loop(
             console.print(line, soft_wrap=True, highlight=False, markup=False)
         writers.append(ConsoleWriter(config.total_steps, console))
     every = max(config.total_steps // 10, 50_000) if config.checkpoint_every is None else config.checkpoint_every
+    oscillation = OscillationWatch()
     with _interruption() as interrupted:
         try:
             for iteration in trainer:
@@ -51,6 +54,8 @@ def run_loop(
                     iteration.metrics.update(score())
                 for writer in writers:
                     writer.write(iteration)
+                if message := oscillation(iteration.metrics):
+                    warnings.warn(message, stacklevel=2)
                 stop = interrupted.is_set()
                 if trainer.done or stop or _due(iteration, every):
                     _save(trainer, directory)
@@ -72,7 +77,7 @@ def _due(iteration: Iteration, every: int) -> bool:
 
 def _save(trainer: Trainer, directory: Path) -> Path:
     state = trainer.state_dict()
-    tensors = {name: state[name] for name in ("policy", "optimizer", "advantage")}
+    tensors = {name: state[name] for name in ("policy", "optimizer", "advantage", "rewards")}
     return checkpoint.save(directory, trainer.step, tensors, {"progress": state["progress"]})
 
 

@@ -23,6 +23,17 @@ class Moments(NamedTuple):
     mean: Tensor
     var: Tensor
 
+    def merged(self, other: "Moments") -> "Moments":
+        """Exactly as if all samples had come at once.
+
+        Source: Chan et al. 1979, "Updating formulae and a pairwise algorithm for computing sample variances".
+        """
+        total = self.weight + other.weight
+        share = torch.where(total > 0, other.weight / total, 0.0)
+        delta = other.mean - self.mean
+        var = (1 - share) * self.var + share * other.var + share * (1 - share) * delta.square()
+        return Moments(total, self.mean + share * delta, var)
+
     @property
     def finite(self) -> Tensor:
         """bool `[K]`: whether every entry that counted was finite."""

@@ -6,8 +6,9 @@
 import math
 import re
 from dataclasses import replace
+from typing import Literal
 
-from levelhead.config import ActionConfig, Config, NetworkConfig, ObjectiveKind, OptimizerConfig, PPOConfig
+from levelhead.config import ActionConfig, Config, GroupConfig, NetworkConfig, ObjectiveKind, OptimizerConfig, PPOConfig
 from levelhead.schedules import Schedule, constant
 
 MUJOCO = ("Ant", "HalfCheetah", "Hopper", "Humanoid", "HumanoidStandup", "InvertedDoublePendulum",
@@ -15,9 +16,34 @@ MUJOCO = ("Ant", "HalfCheetah", "Hopper", "Humanoid", "HumanoidStandup", "Invert
 ANNEALED = OptimizerConfig(learning_rate=Schedule(1e-3, 0.0))
 
 
-def preset(env_id: str, objective: ObjectiveKind = "clip") -> Config:
-    """The config to start from for an environment and an objective."""
-    config = _environment(env_id)
+PresetKind = Literal["tuned", "layered"]
+LAYERED = OptimizerConfig(
+    shared=GroupConfig(learning_rate=constant(6.5e-4), eps=1e-5),
+    actor=GroupConfig(learning_rate=constant(3e-4), eps=1e-8),
+    critic=GroupConfig(learning_rate=constant(1e-3), eps=1e-6),
+)
+"""A learning rate and an eps for each layer of the network: what is shared, what acts, what values."""
+
+
+def preset(env_id: str, objective: ObjectiveKind = "clip", kind: PresetKind = "tuned") -> Config:
+    """The config to start from for an environment and an objective.
+
+    Args:
+        env_id: in Gymnasium's registry.
+        objective: what the actor maximises.
+        kind: `tuned` for the environment, or `layered`: the same but for a hidden layer that actor and critic share,
+            one more for each of them, and `LAYERED` learning rates.
+    """
+    config = _for_objective(_environment(env_id), objective)
+    match kind:
+        case "tuned":
+            return config
+        case "layered":
+            network = replace(config.network, shared=(64,), actor=(64,), critic=(64,))
+            return replace(config, network=network, optimizer=LAYERED)
+
+
+def _for_objective(config: Config, objective: ObjectiveKind) -> Config:
     optimizer, rate = config.optimizer, config.optimizer.learning_rate
     match objective:
         case "clip":

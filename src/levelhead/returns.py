@@ -130,6 +130,21 @@ def v_trace(
     return delta + _inflow(carry, following), correction + value
 
 
+def accumulated(reward: Tensor, ended: Tensor, gamma: float, before: Tensor) -> Tensor:
+    """The discounted sum of an episode's rewards up to each step, `y_t = r_t + gamma y_{t-1}`, `[T, N]`.
+
+    Args:
+        reward: `[T, N]`.
+        ended: `[T, N]` bool: whether the next row belongs to another episode.
+        gamma: discount.
+        before: `[N]`, the sum before the first row, 0 where an episode begins there.
+    """
+    _check(reward, ended)
+    first = reward[:1] + gamma * before
+    going_on = torch.cat((torch.zeros_like(ended[:1]), ~ended[:-1])).to(reward.dtype)
+    return _discounted_sum(torch.cat((first, reward[1:])).flip(0), gamma * going_on.flip(0)).flip(0)
+
+
 def earlier_rewards(reward: Tensor, ended: Tensor, valid: Tensor) -> Tensor:
     """What an episode gave before each step, as far as the data goes back, not discounted, `[T, N]`.
 
@@ -141,8 +156,7 @@ def earlier_rewards(reward: Tensor, ended: Tensor, valid: Tensor) -> Tensor:
     _check(reward, ended, valid)
     given = torch.where(valid & ~ended, reward, 0.0)
     before = torch.cat((torch.zeros_like(given[:1]), given[:-1]))
-    going_on = torch.cat((torch.zeros_like(ended[:1]), ~ended[:-1])).to(reward.dtype)
-    return _discounted_sum(before.flip(0), going_on.flip(0)).flip(0)
+    return accumulated(before, ended, 1.0, torch.zeros_like(before[0]))
 
 
 def mean_of_others(x: Tensor, masks: Sequence[Tensor]) -> Tensor:

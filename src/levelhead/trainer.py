@@ -18,6 +18,7 @@ from levelhead.learner import Learner
 from levelhead.metrics import to_host
 from levelhead.networks import Policy
 from levelhead.numerics import explained_variance, moments, pick
+from levelhead.rewards import RewardTransform
 from levelhead.rollout import Batch, BurnIn, Rollout, before_chunks, chunked, unchunked
 from levelhead.schedules import Schedule
 from levelhead.tree import Tree, by_path, tree_map
@@ -68,6 +69,7 @@ class Trainer:
         learner: Learner,
         estimator: Estimator,
         advantage: AdvantageScaling,
+        rewards: RewardTransform | None,
         settings: TrainerSettings,
     ) -> None:
         self.policy = policy
@@ -75,6 +77,7 @@ class Trainer:
         self.learner = learner
         self.estimator = estimator
         self.advantage = advantage
+        self.rewards = rewards
         self.settings = settings
         self.iteration = 0
         self.step = 0
@@ -85,10 +88,13 @@ class Trainer:
     @property
     def scale_promise(self) -> str:
         """What a change of the reward's scale does to this training, in a sentence."""
-        head, scaled = self.policy.value_head, self.advantage.scale_free
-        if head.scale_free and scaled:
+        head, rewards = self.policy.value_head, self.rewards
+        if rewards is not None and not rewards.normalize:
+            outside = "clipped rewards"
+        elif rewards is not None or (head.scale_free and self.advantage.scale_free):
             return "rewards times any power of two train the same policy, bit for bit"
-        outside = type(head).__name__ if scaled else "unscaled advantages"
+        else:
+            outside = type(head).__name__ if self.advantage.scale_free else "unscaled advantages"
         return f"the outcome depends on the reward's scale, through {outside}"
 
     @property
@@ -136,8 +142,11 @@ class Trainer:
         """Everything between two rollouts, without waiting for the device: whether all was finite, and the metrics."""
         head, valid = self.policy.value_head, rollout.valid
         masks = rollout.masks(head.output_dim)
+        given = rollout
+        if self.rewards is not None:
+            rollout = self.rewards(given)
         advantage, target = self.estimator(rollout, masks)
-        health = _health(rollout, advantage)
+        health = _health(given, advantage)
         healthy = health.ok
 
         had_scale = head.scaled.clone()
@@ -237,7 +246,7 @@ class Trainer:
 
     def _tensors(self) -> list[Tensor]:
         """All that learning changes."""
-        parts = (self.policy, self.learner, self.advantage)
+        parts = (self.policy, self.learner, self.advantage, *(() if self.rewards is None else (self.rewards,)))
         return [x for part in parts for x in part.state_dict().values()]
 
     def state_dict(self) -> dict[str, Any]:
@@ -246,6 +255,7 @@ class Trainer:
             "policy": self.policy.state_dict(),
             "optimizer": self.learner.state_dict(),
             "advantage": self.advantage.state_dict(),
+            "rewards": {} if self.rewards is None else self.rewards.state_dict(),
             "progress": {"iteration": self.iteration, "step": self.step, "episodes": self.collector.state_dict()},
         }
 
@@ -254,6 +264,8 @@ class Trainer:
         self.policy.load_state_dict(state["policy"])
         self.learner.load_state_dict(state["optimizer"])
         self.advantage.load_state_dict(state["advantage"])
+        if self.rewards is not None:
+            self.rewards.load_state_dict(state["rewards"])
         progress = state["progress"]
         self.iteration, self.step = progress["iteration"], progress["step"]
         self.collector.load_state_dict(progress["episodes"])
@@ -262,6 +274,8 @@ class Trainer:
     def restart_episodes(self) -> None:
         """Starts new episodes everywhere, seeded by the iteration, so that a resumed run and one that went on agree."""
         self.collector.reset(self.iteration)
+        if self.rewards is not None:
+            self.rewards.reset()
 
 
 def _health(rollout: Rollout, advantage: Tensor) -> Health:

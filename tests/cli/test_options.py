@@ -1,6 +1,7 @@
 """Options of `train`: their names stay, and each reaches its field of the config."""
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -8,22 +9,23 @@ import levelhead as lh
 from fields import flat
 from levelhead import api
 from levelhead.config import Config
+from levelhead.schedules import constant
 
 pytestmark = pytest.mark.usefixtures("workdir")
 
 OPTIONS = {
     "action.bounds", "action.color", "action.distribution", "action.gates", "action.log-std-bounds", "action.sees",
-    "action.sigma", "action.std", "action.std-hidden", "baseline", "checkpoint-every", "credit", "critic.epochs-after",
-    "critic.epochs-before", "critic.joint", "critic.minibatches", "critic.no-joint", "device", "env.kwargs",
-    "eval-episodes", "eval-every", "head.beta", "import", "memory.kind", "memory.place", "memory.sharing",
-    "memory.size", "network.activation", "network.actor", "network.critic", "network.image-encoder",
-    "network.no-normalize-observation", "network.normalize-observation", "network.shared", "num-envs", "num-steps",
-    "objective", "optimizer.clip", "optimizer.eps", "optimizer.kl-target", "optimizer.learning-rate",
-    "optimizer.max-grad-norm", "optimizer.warmup", "optimizer.weight-decay", "ppo.advantage", "ppo.burn-in",
-    "ppo.chunk", "ppo.clip-range", "ppo.dual-clip", "ppo.entropy-coef", "ppo.epochs", "ppo.freeze-actor", "ppo.gamma",
-    "ppo.kl-check", "ppo.kl-limit", "ppo.kl-target", "ppo.lam", "ppo.minibatches", "ppo.n-step", "ppo.value-clip",
-    "ppo.value-coef", "ppo.value-huber", "reward-scale", "run-dir", "seed", "targets", "threads", "total-steps",
-    "value",
+    "action.sigma", "action.std", "action.std-hidden", "baseline", "checkpoint-every", "clip-reward", "credit",
+    "critic.epochs-after", "critic.epochs-before", "critic.joint", "critic.minibatches", "critic.no-joint",
+    "device", "env.kwargs", "eval-episodes", "eval-every", "head.beta", "import", "memory.kind", "memory.place",
+    "memory.sharing", "memory.size", "network.activation", "network.actor", "network.critic",
+    "network.image-encoder", "network.no-normalize-observation", "network.normalize-observation", "network.shared",
+    "no-normalize-reward", "normalize-reward", "num-envs", "num-steps", "objective", "optimizer.clip",
+    "optimizer.eps", "optimizer.kl-target", "optimizer.learning-rate", "optimizer.max-grad-norm",
+    "optimizer.warmup", "optimizer.weight-decay", "ppo.advantage", "ppo.burn-in", "ppo.chunk", "ppo.clip-range",
+    "ppo.dual-clip", "ppo.entropy-coef", "ppo.epochs", "ppo.freeze-actor", "ppo.gamma", "ppo.kl-check",
+    "ppo.kl-limit", "ppo.kl-target", "ppo.lam", "ppo.minibatches", "ppo.n-step", "ppo.value-clip", "ppo.value-coef",
+    "ppo.value-huber", "reward-scale", "run-dir", "seed", "targets", "threads", "total-steps", "value",
     *(f"optimizer.{g}.{x}" for g in ("shared", "actor", "critic") for x in ("eps", "learning-rate", "max-grad-norm")),
 }  # fmt: skip
 
@@ -63,6 +65,8 @@ TEXTS = {
     "num_envs": ("3", 3),
     "num_steps": ("9", 9),
     "reward_scale": ("1e-3", 1e-3),
+    "normalize_reward": (None, True),
+    "clip_reward": ("10", 10.0),
     "device": ("cpu", "cpu"),
     "threads": ("0", 0),
     "run_dir": ("a/b", "a/b"),
@@ -131,6 +135,8 @@ TEXTS = {
 }
 
 
+LAYERS = {"shared": (6.5e-4, 1e-5), "actor": (3e-4, 1e-8), "critic": (1e-3, 1e-6)}
+
 AROUND = {
     "eval_episodes": ["--eval-every", "9"],
     "memory.kind": [],
@@ -175,6 +181,21 @@ def test_choices_keep_their_names(parsed, option, choices):
     for choice in choices.split():
         _, config = parsed("Some-v0", f"--{option}", choice)
         assert flat(config)[option] == choice
+
+
+@pytest.mark.parametrize("form", [["--objective", "a2c"], ["--objective=a2c"]])
+def test_options_start_from_the_preset_of_the_objective(parsed, form):
+    _, config = parsed("CartPole-v1", "--ppo.gamma", "0.9", *form)
+    expected = lh.preset("CartPole-v1", "a2c")
+    assert config == replace(expected, ppo=replace(expected.ppo, gamma=0.9))
+
+
+def test_the_layered_preset_has_a_learning_rate_and_an_eps_for_each_layer(parsed):
+    _, config = parsed("CartPole-v1", "--preset", "layered", "--objective", "kl")
+    found = {name: (group.learning_rate, group.eps) for name, group in vars(config.optimizer).items() if name in LAYERS}
+    assert found == {name: (constant(rate), eps) for name, (rate, eps) in LAYERS.items()}
+    assert config.network.shared
+    assert config.objective == "kl"
 
 
 def test_options_start_from_the_preset_of_the_environment(parsed):

@@ -36,16 +36,10 @@ class ObservationNormalizer(nn.Module):
         return z.clamp_(-self.clip, self.clip).to(observation.dtype)
 
     def update(self, batch: Moments, apply: Tensor) -> None:
-        """Merges the moments of more observations, exactly as if all had come at once, where `apply` (0-d bool).
-
-        Source: Chan et al. 1979, "Updating formulae and a pairwise algorithm for computing sample variances".
-        """
-        added = batch.weight.max()
-        total = self.count + added
-        share = torch.where(total > 0, added / total, 0.0)
-        delta = batch.mean - self.mean
-        var = (1 - share) * self.var + share * batch.var + share * (1 - share) * delta.square()
-        mean, spread = self.mean + share * delta, var.sqrt()
+        """Merges the moments of more observations where `apply` (0-d bool)."""
+        weight = batch.weight.max()
+        total, mean, var = Moments(self.count, self.mean, self.var).merged(batch._replace(weight=weight))
+        spread = var.sqrt()
         # An entry that doesn't vary carries nothing; dividing by its rounding noise would invent something.
         std = torch.where(spread > ROUNDING * mean.abs(), spread, 1.0)
         for buffer, new in ((self.mean, mean), (self.var, var), (self.std, std), (self.count, total)):
