@@ -89,13 +89,15 @@ def report() -> None:
     scales = [scale for scale in FACTORS if any(r["scale"] == scale for r in results)]
     size = (4.5 * len(scales), 3.2)
     figure, axes = plt.subplots(1, len(scales), figsize=size, layout="constrained", sharey=True, squeeze=False)
+    heads = [head for head in get_args(ValueKind) if any(r["head"] == head for r in results)]
     for axis, scale in zip(axes[0], scales, strict=True):
         mine = [r for r in results if r["scale"] == scale]
-        heads = [head for head in get_args(ValueKind) if any(r["head"] == head for r in mine)]
         print(f"\nrewards {scale}, {STEPS:,} steps in all: greedy return, IQM over seeds [95% bootstrap interval]\n")
         print("| head | seeds | " + " | ".join(TASKS) + " | normalised |\n|---|---|" + "---|" * (len(TASKS) + 1))
         for row, head in enumerate(heads):
             runs = [r["returns"] for r in mine if r["head"] == head]
+            if not runs:
+                continue
             scores = [100 * normalized(returns) for returns in runs]
             cells = [summary([returns[name] for returns in runs]) for name in TASKS]
             print(f"| {head} | {len(runs)} | " + " | ".join(cells) + f" | {summary(scores)} |")
