@@ -12,8 +12,8 @@ INSTALLS = {
     "sb3": [TORCH, ["stable-baselines3==2.9.2", "gymnasium[box2d,mujoco]==1.4.0", "mujoco==3.12.0"]],
     "sb3contrib": [
         TORCH,
-        ["sb3-contrib==2.9.2", "stable-baselines3==2.9.2", "gymnasium[classic-control]==1.4.0"],
-        ["popgym==1.0.7", "minigrid==3.2.0", "pettingzoo==1.27.0"],
+        ["sb3-contrib==2.9.2", "stable-baselines3==2.9.2", "gymnasium[classic-control,mujoco]==1.4.0"],
+        ["mujoco==3.12.0", "popgym==1.0.7", "minigrid==3.2.0", "pettingzoo==1.27.0"],
     ],
     "cleanrl": [
         TORCH,

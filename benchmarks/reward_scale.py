@@ -80,12 +80,11 @@ GRID = {
 }
 
 
-def task_of(env_id: str, steps: int) -> ScaleTask:
-    """The environment's preset, for everybody; `steps` rounded up to whole rollouts, as levelhead does."""
-    c = lh.preset(env_id)
+def task_of(c: lh.Config, steps: int) -> ScaleTask:
+    """A preset, for everybody; `steps` rounded up to whole rollouts, as levelhead does."""
     rollout = c.num_envs * c.num_steps
     task = ScaleTask(
-        env_id=env_id,
+        env_id=c.env_id,
         steps=-(-steps // rollout) * rollout,
         num_envs=c.num_envs,
         num_steps=c.num_steps,
@@ -108,7 +107,7 @@ def task_of(env_id: str, steps: int) -> ScaleTask:
     groups = (c.optimizer.shared, c.optimizer.actor, c.optimizer.critic)
     same = all(group == type(group)() for group in groups)
     if not (constant and plain and same and c.ppo.value_clip is None and c.ppo.advantage == "rollout"):
-        raise SystemExit(f"the preset of {env_id} has more to it than the other libraries are told")
+        raise SystemExit(f"the preset of {c.env_id} has more to it than the other libraries are told")
     return task
 
 
@@ -121,7 +120,7 @@ def _ends(coefficient: Schedule) -> tuple[float, float]:
 def run(a: argparse.Namespace) -> None:
     given = {name: getattr(a, name) for name in ("steps", "scales", "seeds", "libraries") if getattr(a, name)}
     parts = {env_id: replace(GRID[env_id], **given) for env_id in a.env_ids or GRID}
-    tasks = {env_id: task_of(env_id, part.steps) for env_id, part in parts.items()}
+    tasks = {env_id: task_of(lh.preset(env_id), part.steps) for env_id, part in parts.items()}
     kept = [r for r in records.read("reward_scale") if r["env"] in parts and r["steps"] == parts[r["env"]].steps]
     for r in kept:
         task = tasks[r["env"]]

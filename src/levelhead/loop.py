@@ -54,7 +54,7 @@ def run_loop(
                     iteration.metrics.update(score())
                 for writer in writers:
                     writer.write(iteration)
-                if message := oscillation(iteration.metrics):
+                if message := oscillation(iteration.metrics, iteration.steps):
                     warnings.warn(message, stacklevel=2)
                 stop = interrupted.is_set()
                 if trainer.done or stop or _due(iteration, every):

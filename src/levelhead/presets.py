@@ -54,8 +54,9 @@ def _for_objective(config: Config, objective: ObjectiveKind) -> Config:
             return replace(config, objective=objective, optimizer=steady)
         case "trpo":
             return replace(config, objective=objective)
-        case "a2c":  # as many rows to a step as in Mnih et al. 2016: 16 environments, 5 steps
-            return replace(config, objective=objective, num_steps=10, ppo=replace(config.ppo, epochs=1, minibatches=1))
+        case "a2c":  # 5 steps to a rollout and lambda 1 from Mnih et al. 2016
+            ppo = replace(config.ppo, epochs=1, minibatches=1, lam=1.0)
+            return replace(config, objective=objective, num_steps=5, ppo=ppo)
         case "vpg":  # measured
             return replace(config, objective=objective, num_steps=64, ppo=replace(config.ppo, epochs=10, minibatches=4))
 
