@@ -32,6 +32,7 @@ check: $(DEV)
 format: $(DEV)
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+	$(BIN)/python docs/links.py
 
 clean:
 	rm -rf $(VENV)

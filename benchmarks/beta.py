@@ -71,7 +71,7 @@ def simulate(axis: plt.Axes) -> None:
     axis.set(xscale="log", yscale="log", xlabel="1 - beta", ylabel="error of mean and ln std")
     axis.set_title(f"tracking, {SAMPLES[0]} samples per update")
     axis.invert_xaxis()
-    axis.legend(title="tenfold in", fontsize="small")
+    axis.legend(title="tenfold in", fontsize="x-small", title_fontsize="x-small", loc="lower left")
 
 
 def report() -> None:

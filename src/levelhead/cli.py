@@ -15,7 +15,7 @@ import tyro
 from rich.console import Console
 
 from levelhead import __version__, api, rundir
-from levelhead.config import Config, ObjectiveKind
+from levelhead.config import Config, ObjectiveKind, TargetKind
 from levelhead.errors import CheckpointError, ConfigError, TrainingFault
 from levelhead.evaluation import Report
 from levelhead.presets import PresetKind, preset
@@ -43,6 +43,7 @@ class StartOptions:
 
     objective: ObjectiveKind = "clip"
     preset: PresetKind = "tuned"
+    targets: TargetKind | None = None
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ def _train(arguments: list[str], console: Console) -> int:
     start, arguments = tyro.cli(StartOptions, args=arguments, return_unknown_args=True, add_help=False)
     env_id = arguments[0] if arguments else ""
     if not env_id.startswith("-") and env_id:
-        default = preset(env_id, start.objective, start.preset)
+        default = preset(env_id, start.objective, start.preset, start.targets)
     elif env_id in ("-h", "--help"):
         default = Config("ENV_ID")
     else:

@@ -20,7 +20,7 @@ def clip_surrogate(ratio: Tensor, advantage: Tensor, clip_range: float | Tensor)
 def dual_clip(surrogate: Tensor, advantage: Tensor, bound: float) -> Tensor:
     """A surrogate, to be maximised, that falls no lower than `bound * A` where the advantage is negative; unreduced.
 
-    Source: Ye et al. 2020, "Mastering complex control in MOBA games with deep reinforcement learning", equation 4.
+    Source: Ye et al. 2020, "Mastering complex control in MOBA games with deep reinforcement learning".
     """
     return torch.where(advantage < 0, torch.maximum(surrogate, bound * advantage), surrogate)
 

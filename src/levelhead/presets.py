@@ -8,7 +8,16 @@ import re
 from dataclasses import replace
 from typing import Literal
 
-from levelhead.config import ActionConfig, Config, GroupConfig, NetworkConfig, ObjectiveKind, OptimizerConfig, PPOConfig
+from levelhead.config import (
+    ActionConfig,
+    Config,
+    GroupConfig,
+    NetworkConfig,
+    ObjectiveKind,
+    OptimizerConfig,
+    PPOConfig,
+    TargetKind,
+)
 from levelhead.schedules import Schedule, constant
 
 MUJOCO = ("Ant", "HalfCheetah", "Hopper", "Humanoid", "HumanoidStandup", "InvertedDoublePendulum",
@@ -25,7 +34,9 @@ LAYERED = OptimizerConfig(
 """A learning rate and an eps for each layer of the network: what is shared, what acts, what values."""
 
 
-def preset(env_id: str, objective: ObjectiveKind = "clip", kind: PresetKind = "tuned") -> Config:
+def preset(
+    env_id: str, objective: ObjectiveKind = "clip", kind: PresetKind = "tuned", targets: TargetKind | None = None
+) -> Config:
     """The config to start from for an environment and an objective.
 
     Args:
@@ -33,8 +44,11 @@ def preset(env_id: str, objective: ObjectiveKind = "clip", kind: PresetKind = "t
         objective: what the actor maximises.
         kind: `tuned` for the environment, or `layered`: the same but for a hidden layer that actor and critic share,
             one more for each of them, and `LAYERED` learning rates.
+        targets: how returns are estimated; None for what goes with the objective.
     """
     config = _for_objective(_environment(env_id), objective)
+    if targets is not None:
+        config = _with_targets(config, targets)
     match kind:
         case "tuned":
             return config
@@ -54,11 +68,17 @@ def _for_objective(config: Config, objective: ObjectiveKind) -> Config:
             return replace(config, objective=objective, optimizer=steady)
         case "trpo":
             return replace(config, objective=objective)
-        case "a2c":  # 5 steps to a rollout and lambda 1 from Mnih et al. 2016
-            ppo = replace(config.ppo, epochs=1, minibatches=1, lam=1.0)
-            return replace(config, objective=objective, num_steps=5, ppo=ppo)
+        case "a2c":  # returns to the end of rollouts of 5 steps, from Mnih et al. 2016
+            once = replace(config, num_steps=5, ppo=replace(config.ppo, epochs=1, minibatches=1))
+            return replace(_with_targets(once, "mc"), objective=objective)
         case "vpg":  # measured
             return replace(config, objective=objective, num_steps=64, ppo=replace(config.ppo, epochs=10, minibatches=4))
+
+
+def _with_targets(config: Config, targets: TargetKind) -> Config:
+    """Without the environment's lambda where nothing reads it."""
+    lam = config.ppo.lam if targets in ("gae", "vtrace") else PPOConfig.lam
+    return replace(config, targets=targets, ppo=replace(config.ppo, lam=lam))
 
 
 def _environment(env_id: str) -> Config:
