@@ -7,8 +7,8 @@ import torch
 from gymnasium.spaces import Box, Discrete
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from levelhead.build import build_policy
-from levelhead.config import Config, NetworkConfig
+from levelhead.build import build_learner, build_objective, build_policy
+from levelhead.config import Config, NetworkConfig, ObjectiveKind
 from levelhead.criterion import Criterion, CriterionSettings
 from levelhead.divergence import KLControl
 from levelhead.learner import Learner
@@ -67,6 +67,16 @@ def batch_of(observation, action, log_prob, advantage, target, old_value, task=N
     return Batch(x[0], x[1], None, *x[2:6], begins=begins, state=State((), (), ()), task=x[6])
 
 
+def acted_on(policy: Policy, batch: Batch) -> Batch:
+    """The same rows as if this very policy had acted, which can tell how far it has moved since."""
+    rows = batch.take(torch.arange(batch.advantage.shape[1]))
+    with torch.no_grad():
+        features, _ = policy.features(rows.observation, rows.state, rows.begins)
+        new = policy.action_head.evaluate(features, rows.action)
+    parameters = tree_map(lambda x: x.detach().unsqueeze(0).clone(), new.parameters)
+    return replace(batch, log_prob=new.log_prob.unsqueeze(0), parameters=parameters)
+
+
 def run_torso(torso, x):
     """What a torso without memory answers."""
     return torso(x, (), None)[0]
@@ -101,6 +111,14 @@ def make_learner(
     control = KLControl(None, "minibatch", None)
     phases = [Epochs(criterion.joint, optimizer, Split(epochs, minibatches))]
     return Learner(criterion, optimizer, control, phases, frozen=(), frozen_iterations=0, seed=seed)
+
+
+def configured_learner(policy: Policy, objective: Objective | ObjectiveKind = "clip", **options) -> Learner:
+    """The learner that a config describes, with an objective of that name or one of your own."""
+    if isinstance(objective, str):
+        objective, options["objective"] = None, objective
+    config = Config("toy", device="cpu", **options)
+    return build_learner(config, policy, objective or build_objective(config, policy.device))
 
 
 def learn(learner: Learner, batch: Batch, valid=None, healthy: bool = True, iteration: int = 0):

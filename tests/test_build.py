@@ -11,10 +11,26 @@ from torch import nn
 
 import levelhead as lh
 from levelhead.advantages import HeadScaledAdvantage, PercentileAdvantage, RawAdvantage, StandardizedAdvantage
-from levelhead.build import build_action_head, build_network, build_policy, build_trainer, build_value_head
+from levelhead.build import (
+    build_action_head,
+    build_estimator,
+    build_network,
+    build_objective,
+    build_policy,
+    build_trainer,
+    build_value_head,
+)
 from levelhead.config import AdvantageScale, ValueKind
 from levelhead.envs import make_gymnasium
+from levelhead.estimators import GAE, NStep, VTrace
 from levelhead.networks import ObservationNormalizer
+from levelhead.objectives import (
+    A2CObjective,
+    ClipObjective,
+    KLObjective,
+    TrustRegionObjective,
+    VPGObjective,
+)
 from levelhead.schedules import constant
 from parts import run_torso
 from toys import SMALL, Duo, Toy, same
@@ -219,7 +235,10 @@ def test_a_trainer_says_whether_the_scale_promise_applies(tiny, with_fields, cha
         ({"value": "twohot", "head.beta": constant(0.9)}, r"head\.beta.*TwoHotValueHead keeps no statistics"),
         ({"value": "hlgauss", "ppo.value_clip": constant(0.2)}, r"ppo\.value_clip.*HLGaussValueHead is a cross-ent"),
         ({"value": "twohot", "ppo.value_clip": constant(0.2)}, r"ppo\.value_clip.*TwoHotValueHead is a cross-ent"),
+        ({"value": "hlgauss", "ppo.value_huber": constant(1.0)}, r"ppo\.value_huber.*HLGaussValueHead is a cross-ent"),
+        ({"value": "twohot", "ppo.value_huber": constant(1.0)}, r"ppo\.value_huber.*TwoHotValueHead is a cross-ent"),
         ({"optimizer.shared.eps": 1e-3}, r"optimizer\.shared.*no such parameters"),
+        ({"optimizer.shared.learning_rate": constant(1e-3)}, r"optimizer\.shared.*no such parameters"),
     ],
 )
 def test_a_setting_that_the_parts_leave_without_effect_is_refused(tiny, with_fields, changes, reason):
@@ -254,3 +273,56 @@ def test_a_parameter_that_no_group_optimises_is_refused():
     network.extra = nn.Parameter(torch.ones(1))
     with pytest.raises(lh.ConfigError, match=r"network\.extra is in 0 of"):
         build_policy(lh.Config("X", device="cpu"), OBSERVATION, DISCRETE, network=network)
+
+
+@pytest.mark.parametrize(
+    ("changes", "estimator"),
+    [
+        ({}, GAE(0.99, lam=0.95)),
+        ({"ppo.gamma": 0.9, "ppo.lam": 0.5, "baseline": "none", "ppo.advantage": "none"}, GAE(0.9, "none", lam=0.5)),
+        ({"targets": "mc", "credit": "episode"}, GAE(0.99, credit="episode", lam=1.0)),
+        ({"targets": "nstep", "ppo.n_step": 3}, NStep(0.99, n=3)),
+        ({"targets": "vtrace", "ppo.lam": 0.5}, VTrace(0.99, lam=0.5)),
+    ],
+)
+def test_returns_are_estimated_as_the_config_says(tiny, changes, estimator):
+    assert build_estimator(tiny(**changes)) == estimator
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("clip", ClipObjective),
+        ("kl", KLObjective),
+        ("trpo", TrustRegionObjective),
+        ("a2c", A2CObjective),
+        ("vpg", VPGObjective),
+    ],
+)
+def test_an_objective_is_of_the_kind_that_the_config_names(tiny, name, kind):
+    assert type(build_objective(tiny(objective=name, **{"ppo.epochs": 1}), torch.device("cpu"))) is kind
+
+
+def test_an_objective_has_the_settings_of_the_config(tiny):
+    cpu = torch.device("cpu")
+    clip = build_objective(tiny(**{"ppo.clip_range": constant(0.1), "ppo.dual_clip": 3.0}), cpu)
+    assert (clip.clip_range.schedule, clip.dual) == (constant(0.1), 3.0)
+    kl, trpo = (build_objective(tiny(objective=o, **{"ppo.kl_target": constant(0.5)}), cpu) for o in ("kl", "trpo"))
+    assert kl.target.schedule == trpo.max_kl.schedule == constant(0.5)
+
+
+@pytest.mark.parametrize("objective", [TrustRegionObjective(constant(0.01)), VPGObjective()])
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"ppo.kl_limit": constant(0.1)}, "ppo.kl_limit"),
+        ({"critic.epochs_after": 1}, "critic.epochs_after"),
+        ({"optimizer.kl_target": constant(0.1)}, "optimizer.kl_target"),
+    ],
+)
+def test_an_objective_of_one_step_has_no_use_for_what_acts_on_several(tiny, objective, changes, name):
+    env, config = Toy(2), tiny(**changes)
+    policy = build_policy(config, env.observation_space, env.action_space)
+    reason = f"{name} has nothing to act on: the objective is a {type(objective).__name__}"
+    with pytest.raises(lh.ConfigError, match=reason):
+        build_trainer(config, env, policy, objective)

@@ -137,11 +137,125 @@ def test_the_ends_of_a_range_belong_to_it(with_fields, field, values):
         ({"action.std": Schedule(1.0, 0.1)}, r"action\.std linear.*needs action\.sigma scheduled"),
         ({"eval_episodes": 3}, r"eval_episodes.*eval_every is 0"),
         ({"num_envs": 2, "num_steps": 2, "ppo.minibatches": 5}, r"ppo\.minibatches is 5.*at most 4"),
+        ({"targets": "mc", "ppo.lam": 0.9}, r"ppo\.lam has nothing to act on: targets is mc"),
+        ({"targets": "nstep", "ppo.lam": 0.9}, r"ppo\.lam has nothing to act on: targets is nstep"),
+        *(
+            ({"targets": targets, "ppo.n_step": 3}, rf"ppo\.n_step has nothing to act on: targets is {targets}")
+            for targets in ("gae", "mc", "vtrace")
+        ),
+        ({"optimizer.kl_target": constant(0.01), "optimizer.warmup": 3}, r"optimizer\.warmup has nothing to act on"),
+        (
+            {"objective": "a2c", "ppo.epochs": 1, "ppo.minibatches": 1, "ppo.kl_limit": constant(0.1)},
+            r"ppo\.kl_limit has nothing to act on",
+        ),
+        (
+            {"ppo.epochs": 1, "ppo.kl_limit": constant(0.1), "ppo.kl_check": "epoch"},
+            r"ppo\.kl_limit has nothing to act on",
+        ),
+        ({"ppo.advantage": "minibatch", "ppo.minibatches": 513}, r"ppo\.advantage is minibatch, .* one row"),
+        ({"targets": "vtrace", "ppo.epochs": 1}, r"targets vtrace has nothing to act on.*first epoch it is gae"),
+        *(
+            ({"targets": "vtrace", "objective": objective, "ppo.epochs": epochs}, r"targets vtrace has nothing")
+            for objective, epochs in (("trpo", 4), ("vpg", 4), ("a2c", 1))
+        ),
+        (
+            {"baseline": "mean", "num_envs": 1, "ppo.advantage": "none"},
+            r"baseline mean.*num_envs is 1; accepted: none, value",
+        ),
+        *(
+            (
+                {"baseline": baseline, "ppo.advantage": advantage},
+                rf"baseline {baseline} has nothing to act on: ppo\.advantage {advantage}",
+            )
+            for baseline in ("none", "mean")
+            for advantage in ("rollout", "minibatch")
+        ),
+        *(
+            ({"objective": objective, "ppo.epochs": 1, field: value}, rf"{field} has nothing.*objective is {objective}")
+            for objective in ("kl", "trpo", "a2c", "vpg")
+            for field, value in (("ppo.clip_range", constant(0.1)), ("ppo.dual_clip", 3.0))
+        ),
+        *(
+            (
+                {"objective": objective, "ppo.epochs": 1, "ppo.kl_target": constant(0.02)},
+                rf"ppo\.kl_target has nothing to act on: objective is {objective}",
+            )
+            for objective in ("clip", "a2c", "vpg")
+        ),
+        ({"objective": "a2c"}, r"ppo\.epochs is 4; accepted: 1 with objective a2c"),
+        *(
+            ({"objective": objective, **changes}, rf"{field} has nothing to act on: objective is {objective}")
+            for objective in ("trpo", "vpg")
+            for field, changes in (
+                (r"ppo\.kl_limit", {"ppo.kl_limit": constant(0.02)}),
+                (r"critic\.epochs_before", {"critic.epochs_before": 1}),
+                (r"critic\.epochs_after", {"critic.epochs_after": 1}),
+                (r"critic\.joint", {"critic": lh.CriticConfig(joint=False, epochs_after=1)}),
+                (r"optimizer\.kl_target", {"optimizer.kl_target": constant(0.02)}),
+            )
+        ),
+        *(
+            (
+                {"objective": "trpo", f"optimizer.{group}.eps": 1e-3},
+                rf"optimizer\.{group} .*step has a length of its own",
+            )
+            for group in ("shared", "actor")
+        ),
+        ({"ppo.kl_check": "epoch"}, r"ppo\.kl_check has nothing to act on: there is no ppo\.kl_limit"),
+        ({"critic.minibatches": 2}, r"critic\.minibatches has nothing to act on"),
+        ({"critic.joint": False}, r"critic\.joint is False.*would never learn"),
+        *(
+            (
+                {"optimizer.clip": "global", f"optimizer.{group}.max_grad_norm": 1.0},
+                rf"optimizer\.{group}\.max_grad_norm has nothing to act on: the clip is global",
+            )
+            for group in ("shared", "actor", "critic")
+        ),
+        *(
+            (
+                {f"optimizer.{field}": rate, "optimizer.kl_target": constant(0.01)},
+                r"optimizer\.learning_rate is .*positive constant where optimizer\.kl_target",
+            )
+            for field, rate in (
+                ("learning_rate", Schedule(1e-3, 0.0)),
+                ("learning_rate", constant(0.0)),
+                ("actor.learning_rate", Schedule(1e-3, 0.0)),
+                ("shared.learning_rate", constant(0.0)),
+            )
+        ),
     ],
 )
 def test_a_combination_that_cannot_work_is_refused_and_says_why(with_fields, changes, reason):
     with pytest.raises(lh.ConfigError, match=reason):
         with_fields(lh.Config("CartPole-v1"), changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"targets": "gae", "ppo.lam": 0.9},
+        {"targets": "vtrace", "ppo.lam": 0.9},
+        {"targets": "nstep", "ppo.n_step": 3},
+        {"baseline": "mean", "ppo.advantage": "none"},
+        {"baseline": "none", "ppo.advantage": "head", "credit": "episode"},
+        {"ppo.dual_clip": 3.0, "ppo.clip_range": constant(0.1)},
+        {"objective": "kl", "ppo.kl_target": constant(0.02), "ppo.kl_limit": constant(0.1)},
+        {"objective": "trpo", "ppo.kl_target": constant(0.02), "ppo.freeze_actor": 2},
+        {"objective": "trpo", "optimizer.critic.learning_rate": constant(1e-3), "optimizer.weight_decay": 0.1},
+        {"objective": "a2c", "ppo.epochs": 1, "critic.epochs_after": 2},
+        {"objective": "vpg", "baseline": "mean", "ppo.advantage": "percentile", "targets": "mc"},
+        {"ppo.kl_limit": constant(0.1), "ppo.kl_check": "epoch"},
+        {"ppo.kl_limit": constant(0.1), "ppo.epochs": 1},
+        {"targets": "vtrace", "ppo.epochs": 1, "critic.epochs_after": 1},
+        {"ppo.advantage": "minibatch", "ppo.minibatches": 512},
+        {"critic": lh.CriticConfig(joint=False, epochs_before=1, minibatches=2)},
+        {"optimizer.clip": "global", "optimizer.max_grad_norm": 1.0, "optimizer.critic.learning_rate": constant(1e-3)},
+        {"optimizer.kl_target": constant(0.01), "optimizer.critic.learning_rate": Schedule(1e-3, 0.0)},
+    ],
+    ids=str,
+)
+def test_what_goes_together_is_accepted(with_fields, changes):
+    with_fields(lh.Config("CartPole-v1"), changes)
 
 
 def test_a_number_or_a_text_where_a_schedule_belongs_becomes_one():

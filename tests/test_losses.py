@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from levelhead.losses import approximate_kl, clip_fraction, clip_surrogate
+from levelhead.losses import approximate_kl, clip_fraction, clip_surrogate, dual_clip
 
 law = settings(deadline=None, max_examples=200)
 
@@ -28,6 +28,27 @@ CASES = [
 def test_the_surrogate_is_cut_off_only_where_the_step_has_gone_far_enough(ratio, advantage, expected, slope):
     r = torch.tensor([ratio], requires_grad=True)
     surrogate = clip_surrogate(r, torch.tensor([advantage]), 0.2)
+    surrogate.sum().backward()
+    assert surrogate.item() == pytest.approx(expected)
+    assert r.grad.item() == pytest.approx(slope)
+
+
+# The same with a dual clip at 3.
+DUAL_CASES = [
+    (1.0, 2.0, 2.0, 2.0),
+    (5.0, 2.0, 2.4, 0.0),
+    (2.9, -2.0, -5.8, -2.0),
+    (3.1, -2.0, -6.0, 0.0),
+    (50.0, -2.0, -6.0, 0.0),
+    (0.5, -2.0, -1.6, 0.0),
+    (50.0, 0.0, 0.0, 0.0),
+]
+
+
+@pytest.mark.parametrize(("ratio", "advantage", "expected", "slope"), DUAL_CASES)
+def test_a_dual_clip_cuts_off_bad_actions_that_have_become_likely(ratio, advantage, expected, slope):
+    r, a = torch.tensor([ratio], requires_grad=True), torch.tensor([advantage])
+    surrogate = dual_clip(clip_surrogate(r, a, 0.2), a, 3.0)
     surrogate.sum().backward()
     assert surrogate.item() == pytest.approx(expected)
     assert r.grad.item() == pytest.approx(slope)

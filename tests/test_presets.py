@@ -1,11 +1,17 @@
 """Presets: where training starts for an environment."""
 
 from dataclasses import replace
+from typing import get_args
 
 import pytest
+from gymnasium.spaces import Box, Discrete
 
 import levelhead as lh
+from levelhead.build import build_learner, build_objective, build_policy
+from levelhead.config import ObjectiveKind
 from levelhead.presets import MUJOCO
+
+TWO, THREE, REALS = Discrete(2), Discrete(3), Box(-1.0, 1.0, (2,))
 
 
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "HalfCheetah-v5", "Pendulum-v1", "ALE/Pong-v5", "NoVersion"])
@@ -48,3 +54,51 @@ def test_train_starts_from_the_preset(workdir):
 @pytest.mark.parametrize("name", ["HalfCheetah", "HalfCheetah-v4", "HalfCheetah-v5", "gymnasium:HalfCheetah-v5"])
 def test_every_spelling_of_an_id_gets_its_preset(name):
     assert lh.preset(name) == replace(lh.preset("HalfCheetah-v5"), env_id=name)
+
+
+# The branches of the presets' choice, and one that has none.
+ENVIRONMENTS = {
+    "CartPole-v1": TWO,
+    "Acrobot-v1": THREE,
+    "Pendulum-v1": REALS,
+    "MountainCarContinuous-v0": REALS,
+    "LunarLander-v3": THREE,
+    "LunarLanderContinuous-v3": REALS,
+    "Unheard-v0": TWO,
+    **{f"{name}-v5": REALS for name in MUJOCO},
+}
+every_objective = pytest.mark.parametrize("objective", get_args(ObjectiveKind))
+
+
+@every_objective
+@pytest.mark.parametrize("env_id", ENVIRONMENTS)
+def test_every_environment_has_a_preset_for_every_objective_that_can_be_built(env_id, objective):
+    config = replace(lh.preset(env_id, objective), device="cpu")
+    assert (config.env_id, config.objective) == (env_id, objective)
+    policy = build_policy(config, Box(-1.0, 1.0, (3,)), ENVIRONMENTS[env_id])
+    learner = build_learner(config, policy, build_objective(config, policy.device))
+    assert learner.criterion.objective.needs_kl is (objective in ("kl", "trpo"))
+    # What has nothing to do with the objective stays.
+    plain = lh.preset(env_id)
+    assert (config.network, config.action, config.ppo.gamma) == (plain.network, plain.action, plain.ppo.gamma)
+
+
+@pytest.mark.parametrize("env_id", ENVIRONMENTS)
+def test_without_an_objective_it_is_that_of_the_clipped_surrogate(env_id):
+    assert lh.preset(env_id) == lh.preset(env_id, "clip")
+
+
+@pytest.mark.parametrize("env_id", ENVIRONMENTS)
+def test_an_adaptive_penalty_has_steps_of_one_length(env_id):
+    rate, plain = (lh.preset(env_id, objective).optimizer.learning_rate for objective in ("kl", "clip"))
+    assert rate.shape == "constant"
+    assert rate(1.0) == plain(0.0)
+
+
+@every_objective
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
+def test_a_preset_trains_for_an_iteration(env_id, objective, workdir):
+    preset = lh.preset(env_id, objective)
+    run = lh.train(env_id, config=replace(preset, num_envs=2, num_steps=16, total_steps=32, device="cpu"))
+    assert run.step == 32
+    assert run.config.objective == objective

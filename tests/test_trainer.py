@@ -8,10 +8,21 @@ import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from torch.testing import assert_close
 
-from levelhead.config import AdvantageScale, HeadConfig, OptimizerConfig, PPOConfig, ValueKind
+from levelhead.config import (
+    AdvantageScale,
+    CriticConfig,
+    HeadConfig,
+    MemoryConfig,
+    OptimizerConfig,
+    PPOConfig,
+    ValueKind,
+)
 from levelhead.envs import GymnasiumVecEnv
+from levelhead.numerics import pick
 from levelhead.objectives import ClipObjective
+from levelhead.returns import v_trace
 from levelhead.schedules import Schedule, constant
+from levelhead.tree import tree_map
 from parts import HostReads, Probe, normalizer_of
 from toys import SMALL, Chain, Counting, Duo, Matching, Noise, Tampered, Toy, make_trainer, same, snapshot
 
@@ -351,3 +362,143 @@ def test_the_reward_scale_leaves_reported_returns_in_the_environments_units():
     one, other = (next(make_trainer(Matching(), reward_scale=x)).metrics for x in (1.0, 1e3))
     assert one["rollout/ep_rew_mean"] == other["rollout/ep_rew_mean"]
     assert other["value/target_mean"] == pytest.approx(1e3 * one["value/target_mean"], rel=1e-5)
+
+
+# -- targets that are made anew before every epoch ---------------------------------------------------------------
+
+
+class Asked:
+    """An estimator that keeps what it was asked with, and its answers."""
+
+    def __init__(self, estimator):
+        self.estimator = estimator
+        self.refreshed = estimator.refreshed
+        self.rollouts, self.answers = [], []
+
+    def __call__(self, rollout, masks):
+        # The rollout's tensors are overwritten by the next.
+        kept = {name: getattr(rollout, name).clone() for name in ("value", "next_value", "terminated")}
+        self.rollouts.append(replace(rollout, **kept))
+        self.answers.append(self.estimator(rollout, masks))
+        return self.answers[-1]
+
+
+def asked(env, objective=None, **options):
+    trainer = make_trainer(env, objective, **options)
+    trainer.estimator = Asked(trainer.estimator)
+    return trainer, trainer.estimator
+
+
+@pytest.mark.parametrize(("targets", "times"), [("gae", 1), ("mc", 1), ("nstep", 1), ("vtrace", 1 + 3)])
+def test_v_trace_alone_is_asked_again_before_every_epoch(targets, times):
+    trainer, estimator = asked(Noise(), targets=targets, ppo=PPOConfig(epochs=3, minibatches=2))
+    next(trainer)
+    assert len(estimator.answers) == times
+
+
+@pytest.mark.parametrize("critic", [CriticConfig(epochs_before=2), CriticConfig(joint=False, epochs_after=2)])
+def test_so_it_is_before_the_critics_own_epochs(critic):
+    trainer, estimator = asked(Noise(), targets="vtrace", ppo=PPOConfig(epochs=3, minibatches=2), critic=critic)
+    next(trainer)
+    assert len(estimator.answers) == 1 + 3 + 2
+
+
+@pytest.mark.parametrize("env", [Chain, Duo, Noise])
+@pytest.mark.parametrize("memory", ["none", "lstm"])
+def test_a_policy_that_does_not_move_has_the_same_targets_again(env, memory):
+    ppo = PPOConfig(epochs=2, minibatches=1)
+    options = {"value": "linear", "targets": "vtrace", "optimizer": STILL, "ppo": ppo, "memory": MemoryConfig(memory)}
+    trainer, estimator = asked(env(), total_steps=256, **options)
+    torch.nn.init.normal_(trainer.policy.value_head.linear.weight, generator=torch.Generator().manual_seed(0))
+    for _ in trainer:
+        first, *again = estimator.answers[-3:]
+        assert len(again) == 2
+        assert torch.equal(estimator.rollouts[-3].value, estimator.rollouts[-1].value) or memory == "lstm"
+        for answer in again:
+            for one, other in zip(first, answer, strict=True):
+                assert_close(one, other, rtol=1e-4, atol=1e-4 * one.abs().max().item())
+
+
+@pytest.mark.parametrize("value", get_args(ValueKind))
+def test_what_follows_a_rollout_is_valued_on_the_axis_on_which_its_rows_are(value):
+    # A critic that knows nothing says one number of everything; so it must of what follows the last row, or a cut.
+    trainer, estimator = asked(Chain(), value=value, targets="vtrace", optimizer=STILL, total_steps=3 * 128)
+    for _ in trainer:
+        now = estimator.rollouts[-1]
+        assert_close(now.next_value, now.value[:1].expand_as(now.value))
+        assert_close(now.value, now.value[:1].expand_as(now.value))
+
+
+@pytest.mark.parametrize("memory", ["none", "gru"])
+@pytest.mark.parametrize("env", [Noise, Duo])
+def test_after_a_step_targets_are_those_of_the_policy_as_it_is_now(env, memory):
+    objective = Watch()
+    trainer, estimator = asked(
+        env(),
+        objective,
+        targets="vtrace",
+        optimizer=OptimizerConfig(learning_rate=constant(3e-2)),
+        ppo=PPOConfig(epochs=3, minibatches=1, gamma=0.9, lam=0.8, advantage="none"),
+        memory=MemoryConfig(memory),
+        total_steps=256,
+    )
+    policy = objective.policy = trainer.policy
+    torch.nn.init.normal_(policy.value_head.linear.weight, generator=torch.Generator().manual_seed(0))
+    by_hand, ask = [], estimator.estimator
+
+    def compute(rollout, masks):
+        with torch.no_grad():
+            x = policy.reader(rollout.observation).flatten(0, 1)
+            state = tree_map(lambda s: s[0], rollout.state)
+            actor, critic = policy.features(x, state, rollout.begins)
+            new = policy.action_head.evaluate(actor, rollout.action.flatten())
+            task = None if rollout.task is None else rollout.task.flatten()
+            value = pick(policy.value_head(critic), task).view_as(rollout.reward)
+        ratio = (new.log_prob.view_as(rollout.log_prob) - rollout.log_prob).exp()
+        following = rollout.next_value.clone()  # of the last row, and of cuts, as when they were collected
+        goes_on = ~(rollout.terminated | rollout.truncated)[:-1]
+        following[:-1] = torch.where(goes_on, value[1:], following[:-1])
+        ends = rollout.terminated, rollout.truncated
+        by_hand.append((v_trace(rollout.reward, value, following, *ends, ratio, 0.9, 0.8), ratio))
+        return ask(rollout, masks)
+
+    estimator.estimator = compute
+    list(trainer)
+    moved = [(ratio - 1).abs().max() for _, ratio in by_hand]
+    assert len(by_hand) == 2 * 4
+    assert max(moved[1::4]) < 1e-4  # before the first epoch
+    assert min(*moved[2::4], *moved[3::4]) > 1e-2
+    for ((advantage, target), _), answer in zip(by_hand, estimator.answers, strict=True):
+        assert_close(answer, (advantage, target), rtol=1e-4, atol=1e-4)
+    # And they are what is learned from.
+    for batch, (advantage, _) in zip(objective.batches, estimator.answers[1:4], strict=False):
+        assert_close(batch.advantage.sort().values, advantage.flatten().sort().values)
+
+
+@pytest.mark.parametrize("targets", ["gae", "vtrace"])
+def test_the_average_range_of_returns_moves_once_per_iteration(targets):
+    ppo = PPOConfig(epochs=3, minibatches=2, advantage="percentile")
+    trainer = make_trainer(Noise(), targets=targets, total_steps=2 * 128, ppo=ppo)
+    for turn in trainer:
+        assert trainer.state_dict()["advantage"]["retained"].item() == pytest.approx(0.99**turn.iteration)
+
+
+@pytest.mark.parametrize("env", [Noise, Duo])
+@pytest.mark.parametrize(
+    ("objective", "options"),
+    [
+        ("kl", {}),
+        ("a2c", {"ppo": ONE_PASS}),
+        ("vpg", {"targets": "mc", "baseline": "mean", "credit": "episode", "ppo": PPOConfig(advantage="head")}),
+        ("clip", {"targets": "vtrace", "ppo": PPOConfig(epochs=2, advantage="minibatch", dual_clip=3.0)}),
+        ("clip", {"targets": "nstep", "ppo": PPOConfig(value_huber=constant(1.0)), "critic": CriticConfig(True, 1, 1)}),
+        ("clip", {"optimizer": OptimizerConfig(clip="global", weight_decay=0.1, warmup=2)}),
+    ],
+)
+def test_nor_does_it_on_any_rung_of_the_ladder(env, objective, options):
+    trainer = make_trainer(env(), objective, **options)
+    rollout = trainer.collector.collect(0)
+    with HostReads() as counter:
+        trainer._learn(rollout)
+    assert counter.operations > 100
+    assert counter.reads == []

@@ -13,7 +13,7 @@ from torch import nn
 
 from levelhead.actions import ActionHead, CategoricalHead
 from levelhead.build import build_policy, build_trainer
-from levelhead.config import Config, NetworkConfig
+from levelhead.config import Config, NetworkConfig, ObjectiveKind
 from levelhead.envs import GymnasiumVecEnv, Step, VecEnv
 from levelhead.networks import Network, ObservationReader, Policy
 from levelhead.objectives import Objective
@@ -367,8 +367,10 @@ def config(env: VecEnv, **options) -> Config:
     return replace(base, **options)
 
 
-def make_trainer(env: VecEnv, objective: Objective | None = None, **options) -> Trainer:
-    """A trainer at its beginning."""
+def make_trainer(env: VecEnv, objective: Objective | ObjectiveKind | None = None, **options) -> Trainer:
+    """A trainer at its beginning, for an objective by its name in the config or one of your own."""
+    if isinstance(objective, str):
+        objective, options["objective"] = None, objective
     settings = config(env, **options)
     policy = build_policy(settings, env.observation_space, env.action_space, tasks=env.tasks)
     return build_trainer(settings, env, policy, objective)

@@ -23,6 +23,8 @@ class Share:
     """Raw value targets, of all tasks."""
     std: Tensor
     """0-d, the value head's for this task."""
+    again: bool = False
+    """Whether it is the same rollout once more, that averages have seen already."""
 
 
 class AdvantageScaling(ABC):
@@ -33,7 +35,9 @@ class AdvantageScaling(ABC):
     needs_statistics: ClassVar[bool] = False
     """Whether it reads the value head's std."""
 
-    def __call__(self, advantage: Tensor, target: Tensor, masks: Sequence[Tensor], std: Tensor) -> Tensor:
+    def __call__(
+        self, advantage: Tensor, target: Tensor, masks: Sequence[Tensor], std: Tensor, again: bool = False
+    ) -> Tensor:
         """Advantages as they enter the loss; 0 where they belong to no task.
 
         Args:
@@ -41,8 +45,9 @@ class AdvantageScaling(ABC):
             target: raw value targets, `advantage`'s shape.
             masks: per task, bool in `advantage`'s shape: the valid samples of that task.
             std: `[K]`, of the value head.
+            again: whether it is the same rollout once more, estimated anew.
         """
-        parts = [self._scaled(advantage, Share(k, mask, target, std[k])) for k, mask in enumerate(masks)]
+        parts = [self._scaled(advantage, Share(k, mask, target, std[k], again)) for k, mask in enumerate(masks)]
         return torch.where(torch.stack(list(masks)), torch.stack(parts), 0.0).sum(0)
 
     @abstractmethod
@@ -110,7 +115,7 @@ class PercentileAdvantage(AdvantageScaling):
         least, low, high, most = torch.nanquantile(target, self._marks.to(target.dtype)).unbind()
         inner, outer = _spread(low, high), _spread(least, most)
         width = torch.where(inner > 0, inner, outer)
-        self._absorb(share.task, width.double(), reached=width > 0)
+        self._absorb(share.task, width.double(), reached=(width > 0) & (not share.again))
         average = self._range[share.task]
         return torch.where(average > 0, advantage / average, 0.0).to(advantage.dtype)
 

@@ -421,6 +421,8 @@ def build_estimator(config: Config) -> Estimator:
 def build_learner(config: Config, policy: Policy, objective: Objective) -> Learner:
     """How actor and critic learn from a rollout."""
     ppo, common = config.ppo, config.optimizer
+    if isinstance(objective, TrustRegionObjective | VPGObjective):
+        config.require_nothing_for_several_steps(f"the objective is a {type(objective).__name__}")
     control = KLControl(ppo.kl_limit, ppo.kl_check, common.kl_target, policy.device)
     settings = CriterionSettings(
         entropy_coef=ppo.entropy_coef,

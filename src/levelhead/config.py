@@ -319,6 +319,7 @@ class OptimizerConfig:
             for name in ("shared", "actor", "critic"):
                 require_default(f"optimizer.{name}", getattr(self, name), ("max_grad_norm",), "the clip is global")
         if self.kl_target is not None:
+            require_default("optimizer", self, ("warmup",), "optimizer.kl_target decides how learning rates rise")
             _require("optimizer.kl_target", self.kl_target, self.kl_target.bounds[0] > 0, "positive values")
             rates = [self.actor.learning_rate or self.learning_rate, self.shared.learning_rate or self.learning_rate]
             fixed = all(rate.shape == "constant" and rate.start > 0 for rate in rates)
@@ -401,6 +402,11 @@ class Config:
         _require("ppo.minibatches", self.ppo.minibatches, self.ppo.minibatches <= rows, f"at most {rows}, one row each")
         self._check_estimator()
         self._check_objective()
+        if self.ppo.advantage == "minibatch" and rows < 2 * self.ppo.minibatches:
+            raise ConfigError(
+                f"ppo.advantage is minibatch, and some of {self.ppo.minibatches} minibatches of {rows} rows have one row"
+                " alone, which would be standardised to 0"
+            )
         if self.eval_episodes != Config.eval_episodes and not self.eval_every:
             raise ConfigError("eval_episodes has nothing to act on: eval_every is 0")
 
@@ -411,7 +417,8 @@ class Config:
             require_default("ppo", ppo, ("lam",), f"targets is {self.targets}")
         if self.targets != "nstep":
             require_default("ppo", ppo, ("n_step",), f"targets is {self.targets}")
-        if self.targets == "vtrace" and (ppo.epochs == 1 or self.objective in ("trpo", "vpg")):
+        epochs = ppo.epochs + self.critic.epochs_before + self.critic.epochs_after
+        if self.targets == "vtrace" and (epochs == 1 or self.objective in ("trpo", "vpg")):
             raise ConfigError("targets vtrace has nothing to act on: in the actor's first epoch it is gae")
         if self.baseline == "mean" and self.num_envs == 1:
             raise ConfigError("baseline mean is that of other environments, and num_envs is 1; accepted: none, value")
@@ -423,7 +430,7 @@ class Config:
 
     def _check_objective(self) -> None:
         """Refuses what has no effect on, or doesn't go with, the objective."""
-        reason, ppo, critic = f"objective is {self.objective}", self.ppo, self.critic
+        reason, ppo = f"objective is {self.objective}", self.ppo
         if self.objective != "clip":
             require_default("ppo", ppo, ("clip_range", "dual_clip"), reason)
         if self.objective not in ("kl", "trpo"):
@@ -431,9 +438,19 @@ class Config:
         if self.objective == "a2c":
             _require("ppo.epochs", ppo.epochs, ppo.epochs == 1, "1 with objective a2c, whose gradient holds once")
         if self.objective in ("trpo", "vpg"):
-            require_default("ppo", ppo, ("kl_limit",), f"{reason}, which takes one step")
-            require_default("critic", critic, ("joint", "epochs_before", "epochs_after"), f"{reason}: see ppo.epochs")
-            require_default("optimizer", self.optimizer, ("kl_target",), f"{reason}, which takes one step")
+            self.require_nothing_for_several_steps(reason)
+        if ppo.kl_limit is not None and ppo.epochs == 1 and (ppo.minibatches == 1 or ppo.kl_check == "epoch"):
+            raise ConfigError("ppo.kl_limit has nothing to act on: nothing of an iteration's steps is left to end")
         if self.objective == "trpo":
             reason += ", whose step has a length of its own"
             require_default("optimizer", self.optimizer, ("shared", "actor"), reason)
+
+    def require_nothing_for_several_steps(self, reason: str) -> None:
+        """Refuses what acts on the actor's epochs, for an objective that has none.
+
+        Raises:
+            ConfigError: such a setting was changed.
+        """
+        require_default("ppo", self.ppo, ("kl_limit",), f"{reason}, which takes one step")
+        require_default("critic", self.critic, ("joint", "epochs_before", "epochs_after"), f"{reason}: see ppo.epochs")
+        require_default("optimizer", self.optimizer, ("kl_target",), f"{reason}, which takes one step")

@@ -70,6 +70,7 @@ class KLControl:
         if self.target is None:
             return torch.ones_like(kl)
         target = self.target.tensor
-        wanted = torch.where(kl > 2 * target, rate / self.RATE_STEP, rate)
-        wanted = torch.where((kl < target / 2) & (kl > 0), rate * self.RATE_STEP, wanted)
-        return wanted.clamp(*self.RATES) / rate
+        low, high = self.RATES
+        wanted = torch.where(kl > 2 * target, (rate / self.RATE_STEP).clamp(min=low), rate)
+        wanted = torch.where((kl < target / 2) & (kl > 0), (rate * self.RATE_STEP).clamp(max=high), wanted)
+        return torch.where(self.stopped > 0, 1.0, wanted / rate)

@@ -90,7 +90,8 @@ class Learner:
         metrics: dict[str, Tensor] = {}
         for phase in self.frozen if iteration < self.frozen_iterations else self.phases:
             metrics = {**phase(batch, valid, orders, refreshed), **metrics}
-        metrics |= self._adapt(batch, valid)
+        if iteration >= self.frozen_iterations:
+            metrics |= self._adapt(batch, valid)
         if "train/entropy_loss" in metrics:
             metrics["entropy/action"] = -metrics["train/entropy_loss"]
         return {

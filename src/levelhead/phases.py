@@ -1,5 +1,6 @@
 """The parts that learning from a rollout consists of, one after another."""
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -73,10 +74,10 @@ class Epochs(Phase):
     def __call__(
         self, batch: Batch, valid: Tensor, orders: Orders, refresh: Refresh | None = None
     ) -> dict[str, Tensor]:
-        for _ in range(self.split.epochs):
+        for order in list(itertools.islice(orders, self.split.epochs)):  # all of them, wherever the steps end
             if refresh is not None:
                 batch = refresh(batch)
-            for index, weight in minibatches(valid, self.split.minibatches, next(orders)):
+            for index, weight in minibatches(valid, self.split.minibatches, order):
                 self._step(self.loss.of(batch.take(index), weight))
                 if self._over:
                     break

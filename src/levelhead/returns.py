@@ -125,6 +125,8 @@ def v_trace(
     _check(reward, value, next_value, terminated, truncated, ratio, *(() if valid is None else (valid,)))
     delta, carry = _errors(reward, value, next_value, terminated, truncated, gamma, valid)
     carry = lam * carry
+    if valid is not None:
+        ratio = torch.where(valid, ratio, 0.0)
     correction = _discounted_sum(ratio.clamp(max=rho_clip) * delta, carry * ratio.clamp(max=c_clip))
     following = torch.cat((correction[1:], torch.zeros_like(correction[:1])))
     return delta + _inflow(carry, following), correction + value
@@ -212,6 +214,6 @@ def _discounted_sum(x: Tensor, carry: Tensor) -> Tensor:
     y, carry, span = x.clone(), carry.clone(), 1
     while span < len(x):
         y = torch.cat((y[:-span] + _inflow(carry[:-span], y[span:]), y[-span:]))
-        carry = torch.cat((carry[:-span] * carry[span:], carry[-span:]))
+        carry = torch.cat((_inflow(carry[:-span], carry[span:]), carry[-span:]))
         span *= 2
     return y

@@ -150,6 +150,7 @@ class Trainer:
         healthy = health.ok
 
         had_scale = head.scaled.clone()
+        next_z = head.normalize(rollout.next_value, task=rollout.task)
         known = head.observe(target, task=rollout.task, mask=valid & healthy).all()
         health.flags["target"] = ~known.to(valid.device)
         y = head.normalize(target, task=rollout.task)
@@ -179,9 +180,10 @@ class Trainer:
         )
 
         def estimate(log_prob: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-            now = self._as_of_now(rollout, log_prob, z)
+            today = replace(rollout, next_value=self._next_value(rollout, next_z, had_scale))
+            now = self._as_of_now(today, log_prob, z)
             advantage, target = self.estimator(now, masks)
-            scaled = self.advantage(advantage, target, masks, head.std)
+            scaled = self.advantage(advantage, target, masks, head.std, again=True)
             return columns(scaled), columns(head.normalize(target, task=rollout.task))
 
         anew = estimate if self.estimator.refreshed else None
@@ -191,6 +193,20 @@ class Trainer:
 
         self.policy.reader.update(rollout.observation, valid, apply=health.ok)
         return health, metrics
+
+    def _next_value(self, rollout: Rollout, z: Tensor, had_scale: Tensor) -> Tensor:
+        """Values of the successors as the critic would give them after its statistics have moved, `[T, N]`.
+
+        Args:
+            rollout: with the values from before.
+            z: these on the axis of that time.
+            had_scale: `[K]` bool, whether an output had a scale then, so that a head that preserves outputs did.
+        """
+        head = self.policy.value_head
+        if not head.predicts_normalized:
+            return rollout.next_value
+        preserved = (had_scale if rollout.task is None else had_scale[rollout.task]) & head.preserves
+        return torch.where(preserved, rollout.next_value, head.denormalize(z, task=rollout.task))
 
     def _as_of_now(self, rollout: Rollout, log_prob: Tensor, z: Tensor) -> Rollout:
         """The rollout as policy and critic see it now, `[S, C]` each: its values, and how much more likely it is.

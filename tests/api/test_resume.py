@@ -12,6 +12,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 import levelhead as lh
@@ -74,6 +75,15 @@ VARIANTS = {
     "continuous actions": {"env_id": "Pendulum-v1"},
     "histogram": {"value": "hlgauss"},
     "an average range of returns": {"ppo.advantage": "percentile"},
+    "an adaptive penalty": {"objective": "kl", "ppo.kl_target": constant(1e-3)},
+    "a trust region": {"objective": "trpo"},
+    "plain policy gradient": {"objective": "vpg", "ppo.advantage": "none", "baseline": "mean"},
+    "one pass": {"objective": "a2c", "ppo.epochs": 1, "targets": "nstep"},
+    "targets made anew": {"targets": "vtrace"},
+    "an adaptive learning rate": {"optimizer.kl_target": constant(1e-3)},
+    "decay and warm-up": {"optimizer.weight_decay": 0.1, "optimizer.warmup": 3},
+    "an actor that waits": {"objective": "kl", "ppo.freeze_actor": 2},
+    "a critic apart": {"critic.joint": False, "critic.epochs_after": 2, "ppo.kl_limit": constant(1e-4)},
     "tasks": {"env_id": "Swing-v0+Hill-v0", "ppo.advantage": "percentile", "eval_every": 64},
 }
 
@@ -90,6 +100,19 @@ def test_cut_at_a_checkpoint_and_resumed_it_ends_bit_for_bit_as_in_one_go(tiny, 
         run = lh.resume(copy)
         assert all(torch.equal(x, state[name]) for name, x in run.policy.state_dict().items())
         assert outcome(copy) == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "name", "start"),
+    [
+        ({"objective": "kl", "ppo.kl_target": constant(1e-6)}, "objective.weight", 1.0),
+        ({"optimizer.kl_target": constant(1e-6)}, "rate_factor", 1.0),
+    ],
+)
+def test_what_adapts_itself_is_in_the_checkpoint(tiny, workdir, changes, name, start):
+    run = lh.train("CartPole-v1", config=tiny(**changes))
+    saved = load_file(step_directory(run.directory, 96) / "optimizer.safetensors")
+    assert saved[name] != start
 
 
 @pytest.mark.parametrize("at", [65, 80, 127], ids="crash in step {}".format)

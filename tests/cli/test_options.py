@@ -204,6 +204,28 @@ def test_options_start_from_the_preset_of_the_environment(parsed):
     assert config.optimizer.eps == 1e-3
 
 
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1", "Some-v0"])
+@pytest.mark.parametrize("objective", ["clip", "kl", "trpo", "a2c", "vpg"])
+@pytest.mark.parametrize("words", [("--objective", "{}"), ("--objective={}",)], ids=" ".join)
+def test_every_objective_has_options_that_start_from_its_preset(parsed, env_id, objective, words):
+    given = [word.format(objective) for word in words]
+    _, config = parsed(env_id, "--seed", "3", *given)
+    assert config == replace(lh.preset(env_id, objective), seed=3)
+
+
+def test_of_several_objectives_the_last_counts(parsed):
+    for first, last in (("vpg", "a2c"), ("a2c", "vpg")):
+        _, config = parsed("CartPole-v1", "--objective", first, f"--objective={last}")
+        assert config == lh.preset("CartPole-v1", last)
+
+
+def test_an_objective_that_is_none_is_refused_by_the_parser(cli):
+    for given in (["--objective", "reinforce"], ["--objective"]):
+        status, _, err = cli("train", "CartPole-v1", *given)
+        assert status == 2
+        assert "objective" in err
+
+
 def test_the_critic_can_be_kept_out_of_the_actors_epochs(parsed):
     _, config = parsed("Some-v0", "--critic.no-joint", "--critic.epochs-after", "2")
     assert config.critic == lh.CriticConfig(joint=False, epochs_after=2)

@@ -19,7 +19,7 @@ from levelhead.config import ActionConfig, Config, MemoryConfig, NetworkConfig, 
 from levelhead.envs import GymnasiumVecEnv
 from levelhead.networks import Network, Policy
 from levelhead.networks.observation import ObservationReader
-from levelhead.objectives import ClipObjective
+from levelhead.objectives import A2CObjective, ClipObjective, KLObjective, TrustRegionObjective, VPGObjective
 from levelhead.rollout import chunked
 from levelhead.schedules import constant
 from levelhead.tree import tree_leaves, tree_map
@@ -142,6 +142,53 @@ def test_ratios_are_one_at_the_first_minibatch(memory, kind, masked):
         ratio = objective.ratios[2 * turn]
         assert_close(ratio, torch.ones_like(ratio), rtol=0, atol=2e-5)
         assert (objective.ratios[2 * turn + 1] - 1).abs().max() > 1e-4  # the second has seen a step
+
+
+OTHERS = {
+    "kl": lambda: KLObjective(constant(0.01)),
+    "trpo": lambda: TrustRegionObjective(constant(0.01)),
+    "a2c": A2CObjective,
+    "vpg": VPGObjective,
+}
+
+
+def watching(objective):
+    """The same objective, and a list of the probability ratios that it was asked about."""
+    ratios, kind = [], type(objective)
+
+    class Watching(kind):
+        def __call__(self, new, batch, kl):
+            ratios.append((new.log_prob - batch.log_prob).exp().detach())
+            return super().__call__(new, batch, kl)
+
+    objective.__class__ = Watching
+    return objective, ratios
+
+
+@pytest.mark.parametrize("objective", OTHERS)
+@pytest.mark.parametrize(
+    ("kind", "masked", "memory"),
+    [
+        *((kind, False, MEMORIES[0]) for kind in ACTIONS),
+        *((kind, True, MEMORIES[1]) for kind in ("discrete", "hybrid", "autoregressive")),
+        ("several", True, MEMORIES[4]),
+        ("tanh", False, MEMORIES[5]),
+        ("beta", False, MEMORIES[8]),
+    ],
+    ids=lambda x: f"{x.kind}-{x.place}-{x.sharing}" if isinstance(x, MemoryConfig) else None,
+)
+def test_so_they_are_with_every_objective(objective, kind, masked, memory):
+    space, action = ACTIONS[kind]
+    watched, ratios = watching(OTHERS[objective]())
+    trainer = trainer_of(rambling(space, masked), memory, action, 4, watched)
+    start = [p.detach().clone() for p in trainer.policy.parameters()]
+    turn = next(trainer)
+    assert_close(ratios[0], torch.ones_like(ratios[0]), rtol=0, atol=2e-5)
+    assert not any(torch.equal(p, then) for p, then in zip(trainer.policy.parameters(), start, strict=True))
+    if watched.needs_kl:
+        # The penalty on a divergence is told of it once all is over, by asking once more.
+        assert turn.metrics["train/kl"] > 0
+        assert (ratios[-1] - 1).abs().max() > 1e-4
 
 
 @pytest.mark.parametrize("mode", list(AutoresetMode))

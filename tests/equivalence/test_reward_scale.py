@@ -9,7 +9,7 @@ from levelhead.build import build_policy, build_trainer
 from levelhead.config import ActionConfig, Config, MemoryConfig, PPOConfig
 from levelhead.envs import make_gymnasium
 from levelhead.schedules import constant
-from toys import snapshot
+from toys import Duo, make_trainer, snapshot
 
 STEPS = 2048
 STATISTICS = ("mean", "var", "std")
@@ -97,3 +97,50 @@ def test_outside_the_promise_the_scale_decides_what_is_learned(value, advantage)
     plain, _ = trained("CartPole-v1", value, advantage, 1.0)
     scaled, _ = trained("CartPole-v1", value, advantage, 2.0**20)
     assert not torch.equal(plain["action_head.linear.weight"], scaled["action_head.linear.weight"])
+
+
+LADDER = [
+    *((o, t, "value", "to-go", "rollout") for o in ("clip", "kl") for t in ("gae", "mc", "nstep", "vtrace")),
+    *((o, t, "value", "to-go", "rollout") for o in ("a2c", "trpo", "vpg") for t in ("gae", "mc", "nstep")),
+    *((o, "gae", "value", "to-go", "minibatch") for o in ("clip", "kl", "trpo")),
+    *(
+        (o, t, b, c, scaling)
+        for o, t, scaling in (("vpg", "mc", "percentile"), ("clip", "vtrace", "head"), ("trpo", "nstep", "percentile"))
+        for b in ("none", "mean", "value")
+        for c in ("episode", "to-go")
+    ),
+]
+
+
+def climbed(objective, targets, baseline, credit, advantage, scale, value="popart"):
+    """The policy after some iterations on two tasks with episodes of random length."""
+    epochs = 1 if objective == "a2c" else 2
+    huber = None if value == "hlgauss" else constant(1.0)
+    ppo = PPOConfig(epochs=epochs, minibatches=2, advantage=advantage, value_huber=huber)
+    options = {"targets": targets, "baseline": baseline, "credit": credit, "value": value, "ppo": ppo}
+    trainer = make_trainer(Duo(scales=(scale, 8 * scale)), objective, total_steps=3 * 128, **options)
+    promise = trainer.scale_promise
+    list(trainer)
+    return snapshot(trainer.policy), promise
+
+
+@pytest.mark.parametrize(
+    ("objective", "targets", "baseline", "credit", "advantage"),
+    LADDER,
+)
+def test_the_promise_holds_on_every_rung_of_the_ladder(objective, targets, baseline, credit, advantage):
+    rung = objective, targets, baseline, credit, advantage
+    (plain, promise), (large, _), (small, _) = (climbed(*rung, scale) for scale in (1.0, 2.0**20, 2.0**-20))
+    assert "bit for bit" in promise
+    for name, is_statistic in parts(plain).items():
+        if not is_statistic:
+            assert torch.equal(plain[name], large[name]), name
+            assert torch.equal(plain[name], small[name]), name
+
+
+@pytest.mark.parametrize("value", ["runningnorm", "hlgauss"])
+@pytest.mark.parametrize("targets", ["nstep", "vtrace"])
+def test_so_it_does_with_other_heads_that_make_it(value, targets):
+    rung = "clip", targets, "value", "to-go", "rollout"
+    plain, scaled = (climbed(*rung, scale, value)[0] for scale in (1.0, 2.0**20))
+    assert all(torch.equal(plain[name], scaled[name]) for name, statistic in parts(plain).items() if not statistic)

@@ -35,6 +35,8 @@ class ValueHead(TargetStatistics, ABC):
     """Whether mean and std ever move."""
     predicts_normalized: ClassVar[bool] = False
     """Whether the layer predicts on the axis of the statistics, so that neither it nor its loss sees a scale."""
+    preserves: ClassVar[bool] = False
+    """Whether outputs stay in reward units where statistics move, once there was a scale to preserve."""
     squared: ClassVar[bool] = True
     """Whether the loss is a squared error, which takes a value clip and Huber's bound."""
     limit: float = math.inf

@@ -16,6 +16,7 @@ class PopArtValueHead(ValueHead):
     """
 
     predicts_normalized = True
+    preserves = True
 
     def forward_normalized(self, features: Tensor) -> Tensor:
         return self.linear(features)
