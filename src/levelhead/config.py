@@ -404,8 +404,8 @@ class Config:
         self._check_objective()
         if self.ppo.advantage == "minibatch" and rows < 2 * self.ppo.minibatches:
             raise ConfigError(
-                f"ppo.advantage is minibatch, and some of {self.ppo.minibatches} minibatches of {rows} rows have one row"
-                " alone, which would be standardised to 0"
+                f"ppo.advantage is minibatch, and some of {self.ppo.minibatches} minibatches of {rows} rows have one"
+                " row alone, which would be standardised to 0"
             )
         if self.eval_episodes != Config.eval_episodes and not self.eval_every:
             raise ConfigError("eval_episodes has nothing to act on: eval_every is 0")
