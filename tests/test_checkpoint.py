@@ -53,7 +53,7 @@ def test_a_checkpoint_comes_back_as_it_was_saved(run):
 
 def test_it_holds_safetensors_and_json_alone_and_the_manifest_their_hashes(finished):
     for path in checkpoint.checkpoints(finished.directory):
-        assert {p.name for p in path.iterdir()} == {*FILES, "advantage.safetensors"}
+        assert {p.name for p in path.iterdir()} == {*FILES, "advantage.safetensors", "rewards.safetensors"}
         hashes = json.loads((path / "manifest.json").read_text())["sha256"]
         expected = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in path.iterdir()}
         assert hashes == {name: x for name, x in expected.items() if name != "manifest.json"}
