@@ -1,13 +1,14 @@
 """Memory layers: many steps at once are one step after another, and nothing crosses an episode's beginning."""
 
 import itertools
+import math
 
 import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
 
-from levelhead.networks import GRU, LSTM, Memory, Network, Torso
+from levelhead.networks import GRU, LSTM, Memory, Network, Torso, memory
 from levelhead.tree import tree_leaves, tree_map
 
 STEPS, COLUMNS, INPUTS, UNITS = 12, 5, 3, 4
@@ -128,3 +129,52 @@ def test_a_torso_hands_its_memories_their_states_in_order():
 def test_a_network_without_memory_has_no_state():
     network = Network(nn.Identity(), nn.Linear(3, 2), nn.Linear(3, 2), 2, 2)
     assert tree_leaves(network.initial_state(7)) == []
+
+
+def resets(seed, steps, n, share):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(steps, n, generator=generator) < share
+
+
+@every_kind
+@pytest.mark.parametrize("share", [0.2, 0.9])
+@pytest.mark.parametrize(("steps", "n"), [(2, 1), (7, 1), (9, 3), (30, 4)])
+def test_episodes_side_by_side_are_what_they_are_in_order(monkeypatch, kind, share, steps, n):
+    torch.manual_seed(0)
+    layer, make, taken = kind(INPUTS, UNITS).double(), memory.Episodes, set()
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter)
+
+    def both_ways(x, before, reset):
+        for cost in (0.0, math.inf):
+
+            def chosen(given, cost=cost):
+                episodes = make(given)
+                if hasattr(episodes, "rows"):  # else no episode ends, and there is one way alone
+                    episodes.in_order, episodes.side_by_side = 1.0, cost
+                    taken.add(cost)
+                return episodes
+
+            monkeypatch.setattr(memory, "Episodes", chosen)
+            y, after = layer(x, before, reset)
+            weighed = (y * torch.arange(y.numel()).view_as(y)).sum() + sum(s.square().sum() for s in tree_leaves(after))
+            inputs = [x, *tree_leaves(before), *layer.parameters()]
+            yield y, *tree_leaves(after), *torch.autograd.grad(weighed, inputs, materialize_grads=True)
+
+    for seed in range(12):
+        x = torch.randn(steps, n, INPUTS, dtype=torch.float64, requires_grad=True)
+        before = tree_map(lambda s: torch.randn_like(s).requires_grad_(), layer.initial_state(n))
+        for one, other in zip(*both_ways(x, before, resets(seed, steps, n, share)), strict=True):
+            assert_close(one, other, rtol=1e-10, atol=1e-10)
+    assert taken == {0.0, math.inf}
+
+
+def test_the_shorter_way_is_taken():
+    reset = torch.zeros(128, 2, dtype=torch.bool)
+    reset[10::10] = True
+    many = memory.Episodes(reset)
+    assert many.side_by_side < many.in_order / 3
+    reset[:] = False
+    reset[5, 1] = True  # the other column goes on from the first step: that makes 5 steps more, and a call
+    few = memory.Episodes(reset)
+    assert few.in_order < few.side_by_side
