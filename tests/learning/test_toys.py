@@ -91,7 +91,7 @@ def taught(make, iterations, **options):
 @pytest.mark.parametrize("kind", ["lstm", "gru"])
 def test_a_sign_is_remembered_by_those_who_can(scale, kind):
     options = {"reward_scale": scale, "ppo": PPOConfig(minibatches=2), "num_steps": 32}
-    assert taught(Recall, 60, memory=MemoryConfig(kind, 8), **options)[1] > 0.95
+    assert taught(Recall, 40, memory=MemoryConfig(kind, 16), **options)[1] > 0.95
     assert taught(Recall, 40, **options)[1] < 0.7
 
 
