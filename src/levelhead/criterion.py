@@ -111,11 +111,15 @@ class Criterion:
         features = self.policy.critic_features_alone(batch.observation, self._state(batch), batch.begins)
         return self._critic(features, batch, weight)
 
+    def whole(self, batch: Batch, valid: Tensor) -> Terms:
+        """The actor's, over all valid rows of `[S, C]` at once."""
+        return self._actor_alone(batch.rows(), valid.flatten().float() / valid.sum().clamp(min=1))
+
     @torch.no_grad()
     def opinion(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """What policy and critic say now: log-probabilities of the batch's actions, and values on the normalised axis,
         each of its row's task; `[S, C]` both."""
-        rows = batch.take(torch.arange(batch.begins.shape[1], device=batch.begins.device))
+        rows = batch.rows()
         actor, critic = self.policy.features(rows.observation, self._state(rows), rows.begins)
         new = self.policy.action_head.evaluate(actor, rows.action, rows.action_mask)
         z = pick(self.policy.value_head.forward_normalized(critic), rows.task)

@@ -106,9 +106,7 @@ class Learner:
         objective = self.criterion.objective
         if not objective.needs_kl:
             return {}
-        everything = torch.arange(valid.shape[1], device=valid.device)
-        weight = valid.flatten().float() / valid.sum().clamp(min=1)
-        kl = self.criterion.actor.of(batch.take(everything), weight).kl
+        kl = self.criterion.whole(batch, valid).kl
         if kl is None:
             return {}
         return {"train/kl": kl, **objective.adapt(kl)}

@@ -120,6 +120,12 @@ class Batch:
         begins = self.begins.index_select(1, index)
         return self._map(lambda x: x.index_select(1, index).flatten(0, 1), begins, state, burn_in)
 
+    def rows(self) -> "Batch":
+        """All columns, in order, as `take` gives them."""
+        everything = torch.arange(self.begins.shape[1], device=self.begins.device)
+        burn_in = None if self.burn_in is None else self.burn_in.take(everything)
+        return self._map(lambda x: x.flatten(0, 1), self.begins, self.state, burn_in)
+
     def _map(
         self, function: Callable[[Tensor], Tensor], begins: Tensor, state: State, burn_in: BurnIn | None
     ) -> "Batch":

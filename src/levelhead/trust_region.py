@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -45,12 +46,11 @@ class TrustRegion(Phase):
         orders: Orders,  # noqa: ARG002  # there is one step, on everything
         refresh: Refresh | None = None,  # noqa: ARG002  # and returns stay
     ) -> dict[str, Tensor]:
-        rows = batch.take(torch.arange(valid.shape[1], device=valid.device))
-        weight = valid.flatten().float() / valid.sum().clamp(min=1)
         search = self.objective.search
         with _twice_differentiable():
-            before = self.criterion.actor.of(rows, weight)
-            gradient = self._gradient(before.loss, retain_graph=True)
+            before = self.criterion.whole(batch, valid)
+            slopes = torch.autograd.grad(before.loss, self.parameters, retain_graph=True, materialize_grads=True)
+            gradient = _flat(slopes)
             product = fisher_product(_kl(before), self.parameters, search.damping)
             direction = conjugate_gradient(product, -gradient, search.iterations)
             curvature = direction @ product(direction)
@@ -60,7 +60,8 @@ class TrustRegion(Phase):
         )
         bound = self.objective.max_kl.tensor
         longest = torch.where(curvature > 0, (2 * bound / curvature).sqrt(), 0.0) * direction
-        fraction, kl = self._search(search, longest, before.loss.detach(), lambda: self._measure(rows, weight), healthy)
+        measure = partial(self.criterion.whole, batch, valid)
+        fraction, kl = self._search(search, longest, before.loss.detach(), measure, healthy)
         metrics = zip(self.criterion.actor.names, before.means.unbind(), strict=True)
         steps = (longest.norm() * fraction, fraction, kl)
         return {**dict(metrics), **dict(zip(self.NAMES, steps, strict=True)), "grad/actor_norm": gradient.norm()}
@@ -86,16 +87,10 @@ class TrustRegion(Phase):
         self._move(start, torch.where(fraction > 0, fraction * longest, 0.0))
         return fraction, divergence
 
-    def _measure(self, rows: Batch, weight: Tensor) -> Terms:
-        return self.criterion.actor.of(rows, weight)
-
     def _move(self, start: Sequence[Tensor], step: Tensor) -> None:
         parts = step.split([p.numel() for p in start])
         for p, origin, part in zip(self.parameters, start, parts, strict=True):
             p.copy_(origin + part.view_as(p))
-
-    def _gradient(self, loss: Tensor, retain_graph: bool = False) -> Tensor:
-        return _flat(torch.autograd.grad(loss, self.parameters, retain_graph=retain_graph, materialize_grads=True))
 
 
 def fisher_product(kl: Tensor, parameters: Sequence[Tensor], damping: float) -> Callable[[Tensor], Tensor]:
