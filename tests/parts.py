@@ -23,7 +23,7 @@ from levelhead.tree import tree_map
 OBSERVATIONS = Box(-np.inf, np.inf, (3,))
 CHOICES, REALS = Discrete(4), Box(-1.0, 1.0, (3,))
 GROUP = GroupSettings(learning_rate=constant(1e-2), eps=1e-5, max_grad_norm=0.5)
-GROUPS = {"shared": GROUP, "actor": GROUP, "critic": GROUP}
+GROUPS = {"shared": GROUP, "actor": GROUP, "critic": GROUP, "auxiliary": GROUP}
 CRITERION = CriterionSettings(entropy_coef=constant(0.1), value_coef=constant(0.5), value_clip=None)
 
 

@@ -30,7 +30,7 @@ def run(space, limit=None, check="minibatch", optimizer=FAST, critic=JOINT, epoc
 
 def steps(learner, group="actor"):
     """Taken so far."""
-    return learner.state_dict()[f"{group}.step"].item()
+    return learner.state_dict()[f"optimizer.{group}.step"].item()
 
 
 # -- where steps end ---------------------------------------------------------------------------------------------
@@ -130,7 +130,7 @@ def test_a_device_that_is_not_waited_for_does_the_same(monkeypatch, limit, check
         return {**snapshot(policy), **{name: x.clone() for name, x in learner.state_dict().items()}, **metrics}
 
     left = outcome()
-    assert limit is None or left["actor.step"] < EPOCHS * MINIBATCHES
+    assert limit is None or left["optimizer.actor.step"] < EPOCHS * MINIBATCHES
     monkeypatch.setattr(Epochs, "_over", False)
     gone_through = outcome()
     assert {name for name, x in left.items() if not torch.equal(x, gone_through[name])} == set()

@@ -127,7 +127,7 @@ def test_the_moments_of_the_value_layer_follow_when_it_is_rewritten():
     ratio = (std / head.std).item()
     assert ratio < 0.1
     layer = head.linear.weight.numel() + head.linear.bias.numel()  # the end of the critic's group
-    for name, power in (("critic.exp_avg", 1), ("critic.exp_avg_sq", 2)):
+    for name, power in (("optimizer.critic.exp_avg", 1), ("optimizer.critic.exp_avg_sq", 2)):
         before[name][-layer:] *= ratio**power
     after = learner.state_dict()
     for name, x in before.items():

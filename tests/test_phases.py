@@ -88,7 +88,7 @@ def test_an_iteration_takes_as_many_steps_as_it_says(objective, epochs, parts):
     learner = configured_learner(policy, objective, ppo=ppo)
     batch = acted_on(policy, make_batch(policy, 12))
     learn(learner, batch)
-    taken = {name: learner.state_dict()[f"{name}.step"].item() for name in ("shared", "actor", "critic")}
+    taken = {name: learner.state_dict()[f"optimizer.{name}.step"].item() for name in ("shared", "actor", "critic")}
     whole = ppo.epochs * ppo.minibatches
     # A trust-region step isn't one of Adam's.
     acting = {"vpg": 1, "trpo": 0}.get(objective, whole)
@@ -105,7 +105,7 @@ def test_the_critics_own_epochs_come_on_top(objective, joint, before, after, own
     learner = configured_learner(policy, objective, ppo=ppo, critic=critic)
     learn(learner, acted_on(policy, make_batch(policy, 12)))
     whole, alone = ppo.epochs * ppo.minibatches, (before + after) * (own or ppo.minibatches)
-    taken = {name: learner.state_dict()[f"{name}.step"].item() for name in ("shared", "actor", "critic")}
+    taken = {name: learner.state_dict()[f"optimizer.{name}.step"].item() for name in ("shared", "actor", "critic")}
     assert taken == {"shared": whole, "actor": whole, "critic": joint * whole + alone}
 
 

@@ -33,6 +33,7 @@ from levelhead.advantages import (
     RawAdvantage,
     StandardizedAdvantage,
 )
+from levelhead.auxiliary import Auxiliary
 from levelhead.collector import Collector
 from levelhead.config import ActionConfig, AdvantageScale, Config, Device, GroupConfig, require_default
 from levelhead.criterion import Criterion, CriterionSettings
@@ -51,9 +52,10 @@ from levelhead.objectives import (
     TrustRegionObjective,
     VPGObjective,
 )
-from levelhead.optimizer import GroupSettings, Optimizer, OptimizerSettings
+from levelhead.optimizer import AUXILIARY, GroupSettings, Optimizer, OptimizerSettings
 from levelhead.phases import Epochs, Phase, Split
 from levelhead.rewards import RewardTransform
+from levelhead.schedules import Coefficient
 from levelhead.seeding import Stream, derive
 from levelhead.spaces import Space, action_tree, choices_of, zeros
 from levelhead.trainer import Trainer, TrainerSettings
@@ -432,14 +434,19 @@ def build_learner(config: Config, policy: Policy, objective: Objective) -> Learn
         standardize=ppo.advantage == "minibatch",
     )
     criterion = Criterion(policy, objective, settings, kl=objective.needs_kl or control.needs_kl)
+    groups = {name: _group(config, getattr(common, name)) for name in ("shared", "actor", "critic")}
+    layer = None
+    if config.auxiliary.every:
+        layer, groups[AUXILIARY] = _auxiliary_layer(policy), _group(config, GroupConfig())
     optimizer = Optimizer(
         policy,
         OptimizerSettings(
-            groups={name: _group(config, getattr(common, name)) for name in ("shared", "actor", "critic")},
+            groups=groups,
             max_grad_norm=common.max_grad_norm if common.clip == "global" else None,
             weight_decay=common.weight_decay,
             warmup=common.warmup,
         ),
+        () if layer is None else tuple(layer.parameters()),
     )
 
     def critic_epochs(epochs: int, minibatches: int) -> list[Phase]:
@@ -457,7 +464,24 @@ def build_learner(config: Config, policy: Policy, objective: Objective) -> Learn
             loss = criterion.joint if config.critic.joint else criterion.actor
             phases = [Epochs(loss, optimizer, split, control if control.needs_kl else None)]
     before, after = critic_epochs(config.critic.epochs_before, own), critic_epochs(config.critic.epochs_after, own)
-    return Learner(criterion, optimizer, control, [*before, *phases, *after], fitted, ppo.freeze_actor, config.seed)
+    phases = [*before, *phases, *after]
+    if layer is not None:
+        every, clone_coef = config.auxiliary.every, Coefficient(config.auxiliary.clone_coef, policy.device)
+        own_split = Split(config.auxiliary.epochs, ppo.minibatches)
+        phases.append(Auxiliary(criterion, layer, optimizer, own_split, every, clone_coef))
+    return Learner(criterion, optimizer, control, phases, fitted, ppo.freeze_actor, config.seed)
+
+
+def _auxiliary_layer(policy: Policy) -> nn.Linear:
+    """Predicts values, 0 at first, from the actor's features."""
+    network, head = policy.network, policy.value_head
+    if not [*network.shared.parameters(), *network.actor.parameters()]:
+        raise ConfigError("auxiliary.every has nothing to act on: the actor has no layers below its head")
+    with torch.random.fork_rng(devices=[]):
+        layer = nn.Linear(network.actor_dim, head.output_dim)
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer.to(policy.device)
 
 
 def _chunk(config: Config, policy: Policy) -> int:

@@ -267,6 +267,26 @@ class CriticConfig:
 
 
 @dataclass(frozen=True)
+class AuxiliaryConfig:
+    """A phase, now and then, in which the actor's layers learn to predict values while the policy stays as it is."""
+
+    every: int = 0
+    """Iterations from one phase to the next, from whose rollouts it learns; 0 for no such phase."""
+    epochs: int = 6
+    """Passes over these rollouts."""
+    clone_coef: Schedule = constant(1.0)
+    """Weight of the divergence from the policy before the phase."""
+
+    def __post_init__(self) -> None:
+        coerce(self, "auxiliary.")
+        _require("auxiliary.every", self.every, self.every >= 0, "0 or more")
+        _require("auxiliary.epochs", self.epochs, self.epochs >= 1, "at least 1")
+        _require("auxiliary.clone_coef", self.clone_coef, self.clone_coef.bounds[0] >= 0, "values >= 0")
+        if not self.every:
+            require_default("auxiliary", self, ("epochs", "clone_coef"), "auxiliary.every is 0")
+
+
+@dataclass(frozen=True)
 class GroupConfig:
     """What one group of parameters does differently from `optimizer`; None follows it."""
 
@@ -384,6 +404,7 @@ class Config:
     head: HeadConfig = HeadConfig()
     ppo: PPOConfig = PPOConfig()
     critic: CriticConfig = CriticConfig()
+    auxiliary: AuxiliaryConfig = AuxiliaryConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
 
     def __post_init__(self) -> None:
@@ -402,6 +423,7 @@ class Config:
         _require("ppo.minibatches", self.ppo.minibatches, self.ppo.minibatches <= rows, f"at most {rows}, one row each")
         self._check_estimator()
         self._check_objective()
+        self._check_auxiliary()
         if self.ppo.advantage == "minibatch" and rows < 2 * self.ppo.minibatches:
             raise ConfigError(
                 f"ppo.advantage is minibatch, and some of {self.ppo.minibatches} minibatches of {rows} rows have one"
@@ -409,6 +431,18 @@ class Config:
             )
         if self.eval_episodes != Config.eval_episodes and not self.eval_every:
             raise ConfigError("eval_episodes has nothing to act on: eval_every is 0")
+
+    @property
+    def checkpoint_interval(self) -> int:
+        """Environment steps between checkpoints; 0 for the last one alone."""
+        return max(self.total_steps // 10, 50_000) if self.checkpoint_every is None else self.checkpoint_every
+
+    def _check_auxiliary(self) -> None:
+        """Refuses a phase that would never come: it drops what it has at a checkpoint."""
+        between = min(self.checkpoint_interval or self.total_steps, self.total_steps)
+        most = max(1, between // (self.num_envs * self.num_steps))
+        accepted = f"at most {most}, the whole rollouts in {between:,} steps, from one checkpoint to the next"
+        _require("auxiliary.every", self.auxiliary.every, self.auxiliary.every <= most, accepted)
 
     def _check_estimator(self) -> None:
         """Refuses what has no effect on, or doesn't go with, the way in which returns are estimated."""

@@ -15,7 +15,7 @@ from levelhead.objectives import Objective
 from levelhead.optimizer import ACTING
 from levelhead.rollout import Batch
 from levelhead.schedules import Coefficient, Schedule
-from levelhead.tree import tree_map
+from levelhead.tree import Tree, tree_map
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,17 @@ class Terms(NamedTuple):
     """Metrics, in the order of the names."""
     kl: Tensor | None = None
     """0-d, KL(old || new), differentiable; None where it wasn't asked for."""
+
+
+class Opinion(NamedTuple):
+    """Of S steps in C columns, `[S, C, ...]`."""
+
+    log_prob: Tensor
+    """Of the batch's actions."""
+    value: Tensor
+    """On the normalised axis, each of its row's task."""
+    parameters: Tree
+    """Of the distribution of actions."""
 
 
 class Loss(NamedTuple):
@@ -98,17 +109,17 @@ class Criterion:
         self.objective.advance(progress)
 
     def _both(self, batch: Batch, weight: Tensor) -> Terms:
-        actor_features, critic_features = self.policy.features(batch.observation, self._state(batch), batch.begins)
+        actor_features, critic_features = self.policy.features(batch.observation, self.state(batch), batch.begins)
         actor = self._actor(actor_features, batch, weight)
         critic = self._critic(critic_features, batch, weight)
         return Terms(actor.loss + critic.loss, torch.cat((actor.means, critic.means)), actor.kl)
 
     def _actor_alone(self, batch: Batch, weight: Tensor) -> Terms:
-        features, _ = self.policy.actor_features(batch.observation, self._state(batch), batch.begins)
+        features, _ = self.policy.actor_features(batch.observation, self.state(batch), batch.begins)
         return self._actor(features, batch, weight)
 
     def _critic_alone(self, batch: Batch, weight: Tensor) -> Terms:
-        features = self.policy.critic_features_alone(batch.observation, self._state(batch), batch.begins)
+        features = self.policy.critic_features_alone(batch.observation, self.state(batch), batch.begins)
         return self._critic(features, batch, weight)
 
     def whole(self, batch: Batch, valid: Tensor) -> Terms:
@@ -116,14 +127,15 @@ class Criterion:
         return self._actor_alone(batch.rows(), valid.flatten().float() / valid.sum().clamp(min=1))
 
     @torch.no_grad()
-    def opinion(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """What policy and critic say now: log-probabilities of the batch's actions, and values on the normalised axis,
-        each of its row's task; `[S, C]` both."""
+    def opinion(self, batch: Batch) -> Opinion:
+        """What policy and critic say of a batch now."""
         rows = batch.rows()
-        actor, critic = self.policy.features(rows.observation, self._state(rows), rows.begins)
+        actor, critic = self.policy.features(rows.observation, self.state(rows), rows.begins)
         new = self.policy.action_head.evaluate(actor, rows.action, rows.action_mask)
         z = pick(self.policy.value_head.forward_normalized(critic), rows.task)
-        return new.log_prob.view_as(batch.begins), z.view_as(batch.begins)
+        # Some are the policy's own tensors, and would move with it.
+        parameters = tree_map(lambda x: x.unflatten(0, batch.begins.shape).clone(), new.parameters)
+        return Opinion(new.log_prob.view_as(batch.begins), z.view_as(batch.begins), parameters)
 
     def _actor(self, features: Tensor, batch: Batch, weight: Tensor) -> Terms:
         head = self.policy.action_head
@@ -159,7 +171,7 @@ class Criterion:
         return replace(batch, advantage=scaled)
 
     @torch.no_grad()
-    def _state(self, batch: Batch) -> State:
+    def state(self, batch: Batch) -> State:
         """What the network remembers at the first step that is learned from; burn-in passes no gradient."""
         burn_in = batch.burn_in
         if burn_in is None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from levelhead.criterion import Criterion
 from levelhead.divergence import KLControl
+from levelhead.objectives import Objective
 from levelhead.optimizer import Optimizer
 from levelhead.phases import Phase
 from levelhead.rollout import Batch
@@ -61,6 +62,8 @@ class Learner:
         self.optimizer.advance(progress, iteration)
         self.control.advance(progress)
         self.criterion.policy.action_head.advance(progress)
+        for phase in self.phases:
+            phase.advance(progress)
 
     def learn(
         self, batch: Batch, valid: Tensor, healthy: Tensor, iteration: int, estimate: Estimate | None = None
@@ -79,7 +82,8 @@ class Learner:
         """
 
         def refresh(batch: Batch, estimate: Estimate) -> Batch:
-            advantage, target = estimate(*self.criterion.opinion(batch))
+            opinion = self.criterion.opinion(batch)
+            advantage, target = estimate(opinion.log_prob, opinion.value)
             return replace(batch, advantage=advantage, target=target).only(valid)
 
         batch = batch.only(valid)
@@ -111,16 +115,24 @@ class Learner:
             return {}
         return {"train/kl": kl, **objective.adapt(kl)}
 
+    def forget(self) -> None:
+        """Drops what phases keep of earlier rollouts."""
+        for phase in self.phases:
+            phase.forget()
+
     def faults(self) -> dict[str, Tensor]:
         """0-d bool per checked tensor: whether it was not finite in the latest `learn`."""
         return self.optimizer.faults()
 
     def state_dict(self) -> dict[str, Tensor]:
         """Whatever changes during training beside the policy."""
-        objective = self.criterion.objective.state_dict()
-        return {**self.optimizer.state_dict(), **{f"objective.{name}": x for name, x in objective.items()}}
+        return {f"{prefix}{name}": x for prefix, part in self._parts().items() for name, x in part.state_dict().items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        mine = {name.removeprefix("objective."): x for name, x in state.items() if name.startswith("objective.")}
-        self.criterion.objective.load_state_dict(mine)
-        self.optimizer.load_state_dict({n: x for n, x in state.items() if not n.startswith("objective.")})
+        """Copies every part's state back, in place."""
+        for prefix, part in self._parts().items():
+            part.load_state_dict({name.removeprefix(prefix): x for name, x in state.items() if name.startswith(prefix)})
+
+    def _parts(self) -> dict[str, Optimizer | Objective | Phase]:
+        phases = {f"phase{i}.": phase for i, phase in enumerate(self.phases)}
+        return {"optimizer.": self.optimizer, "objective.": self.criterion.objective, **phases}

@@ -45,7 +45,6 @@ def run_loop(
         for line in (f"{config.env_id}, {head}, {device}: {trainer.scale_promise}", f"writing to {directory}"):
             console.print(line, soft_wrap=True, highlight=False, markup=False)
         writers.append(ConsoleWriter(config.total_steps, console))
-    every = max(config.total_steps // 10, 50_000) if config.checkpoint_every is None else config.checkpoint_every
     oscillation = OscillationWatch()
     with _interruption() as interrupted:
         try:
@@ -57,7 +56,7 @@ def run_loop(
                 if message := oscillation(iteration.metrics, iteration.steps):
                     warnings.warn(message, stacklevel=2)
                 stop = interrupted.is_set()
-                if trainer.done or stop or _due(iteration, every):
+                if trainer.done or stop or _due(iteration, config.checkpoint_interval):
                     _save(trainer, directory)
                     trainer.restart_episodes()
                 if stop:

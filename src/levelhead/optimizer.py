@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from levelhead.flat import AdamGroup, FlatAdam, clip_, flatten
 from levelhead.networks import Policy
@@ -15,6 +15,8 @@ from levelhead.tree import restore
 Clipping = Literal["separate", "global"]
 ACTING = ("shared", "actor")
 """The groups that decide what the policy does."""
+AUXILIARY = "auxiliary"
+"""The group that helps others to learn."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class OptimizerSettings:
     """How parameters follow their gradients."""
 
     groups: Mapping[str, GroupSettings]
-    """By the names of `Policy.groups`."""
+    """By the names of `Policy.groups`, and `AUXILIARY`."""
     max_grad_norm: float | None = None
     """The norm that the gradient of all groups together is scaled down to; None leaves each group to its own."""
     weight_decay: float = 0.0
@@ -51,14 +53,15 @@ class Optimizer:
     Args:
         policy: its parameters become views of one flat tensor per group.
         settings: as they say.
+        auxiliary: parameters beside the policy's.
 
     Source: Loshchilov and Hutter 2019, "Decoupled weight decay regularization", algorithm 2, for AdamW.
     """
 
-    def __init__(self, policy: Policy, settings: OptimizerSettings) -> None:
+    def __init__(self, policy: Policy, settings: OptimizerSettings, auxiliary: Sequence[nn.Parameter] = ()) -> None:
         device = policy.device
         self.settings = settings
-        parameters = policy.groups()
+        parameters = {**policy.groups(), **({AUXILIARY: list(auxiliary)} if auxiliary else {})}
         self.flat = {name: flatten(group) for name, group in parameters.items()}
         self.learning_rates = {name: Coefficient(settings.groups[name].learning_rate, device) for name in self.flat}
         self.rate_factor = torch.ones((), device=device)

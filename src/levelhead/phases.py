@@ -2,7 +2,7 @@
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,7 @@ from levelhead.divergence import KLControl
 from levelhead.metrics import RunningMean
 from levelhead.optimizer import Optimizer
 from levelhead.rollout import Batch
+from levelhead.tree import restore
 
 Orders = Iterator[torch.Generator]
 """Of permutations, one for each epoch."""
@@ -36,6 +37,20 @@ class Phase(ABC):
             orders: seeded for this iteration.
             refresh: estimates returns anew before each epoch; None where they stay.
         """
+
+    def advance(self, progress: float) -> None:  # noqa: B027  # most have none
+        """Moves schedules of its own to `progress`, the share of training done."""
+
+    def forget(self) -> None:  # noqa: B027  # most keep nothing
+        """Drops what it keeps of earlier rollouts: new episodes begin, and a resumed run would have none of it."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Whatever of its own changes during training."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Copies `state` back, in place."""
+        restore(self.state_dict(), state, type(self).__name__)
 
 
 @dataclass(frozen=True)

@@ -121,6 +121,7 @@ class Trainer:
         if values.pop("broken"):
             for now, then in zip(self._tensors(), before, strict=True):
                 now.copy_(then)
+            self.learner.forget()
             raise TrainingFault(
                 f"{health.diagnose()}, in iteration {self.iteration + 1} on rank 0;"
                 " stopped before the optimiser step that would have used it"
@@ -290,6 +291,7 @@ class Trainer:
     def restart_episodes(self) -> None:
         """Starts new episodes everywhere, seeded by the iteration, so that a resumed run and one that went on agree."""
         self.collector.reset(self.iteration)
+        self.learner.forget()
         if self.rewards is not None:
             self.rewards.reset()
 

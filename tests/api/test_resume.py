@@ -84,6 +84,7 @@ VARIANTS = {
     "decay and warm-up": {"optimizer.weight_decay": 0.1, "optimizer.warmup": 3},
     "an actor that waits": {"objective": "kl", "ppo.freeze_actor": 2},
     "a critic apart": {"critic.joint": False, "critic.epochs_after": 2, "ppo.kl_limit": constant(1e-4)},
+    "an auxiliary phase": {"auxiliary.every": 1},
     "tasks": {"env_id": "Swing-v0+Hill-v0", "ppo.advantage": "percentile", "eval_every": 64},
 }
 
@@ -106,7 +107,7 @@ def test_cut_at_a_checkpoint_and_resumed_it_ends_bit_for_bit_as_in_one_go(tiny, 
     ("changes", "name", "start"),
     [
         ({"objective": "kl", "ppo.kl_target": constant(1e-6)}, "objective.weight", 1.0),
-        ({"optimizer.kl_target": constant(1e-6)}, "rate_factor", 1.0),
+        ({"optimizer.kl_target": constant(1e-6)}, "optimizer.rate_factor", 1.0),
     ],
 )
 def test_what_adapts_itself_is_in_the_checkpoint(tiny, workdir, changes, name, start):

@@ -15,7 +15,8 @@ pytestmark = pytest.mark.usefixtures("workdir")
 
 OPTIONS = {
     "action.bounds", "action.color", "action.distribution", "action.gates", "action.log-std-bounds", "action.sees",
-    "action.sigma", "action.std", "action.std-hidden", "baseline", "checkpoint-every", "clip-reward", "credit",
+    "action.sigma", "action.std", "action.std-hidden", "auxiliary.clone-coef", "auxiliary.epochs",
+    "auxiliary.every", "baseline", "checkpoint-every", "clip-reward", "credit",
     "critic.epochs-after", "critic.epochs-before", "critic.joint", "critic.minibatches", "critic.no-joint",
     "device", "env.kwargs", "eval-episodes", "eval-every", "head.beta", "import", "memory.kind", "memory.place",
     "memory.sharing", "memory.size", "network.activation", "network.actor", "network.critic",
@@ -115,6 +116,9 @@ TEXTS = {
     "ppo.value_huber": ("1", 1.0),
     "critic.epochs_before": ("2", 2),
     "critic.epochs_after": ("3", 3),
+    "auxiliary.every": ("2", 2),
+    "auxiliary.epochs": ("3", 3),
+    "auxiliary.clone_coef": ("0.5", 0.5),
     "critic.minibatches": ("5", 5),
     "optimizer.learning_rate": ("linear:3e-4:0", "linear:0.0003:0.0"),
     "optimizer.eps": ("1e-8", 1e-8),
@@ -146,6 +150,8 @@ AROUND = {
     "ppo.kl_target": ["--objective", "kl"],
     "ppo.kl_check": ["--ppo.kl-limit", "0.1"],
     "critic.minibatches": ["--critic.epochs-after", "1"],
+    "auxiliary.every": [],
+    "auxiliary": ["--auxiliary.every", "1"],
 }
 """What must hold around a field for it to have something to act on."""
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from levelhead.build import build_policy, build_trainer
-from levelhead.config import ActionConfig, Config, MemoryConfig, PPOConfig
+from levelhead.config import ActionConfig, AuxiliaryConfig, Config, MemoryConfig, PPOConfig
 from levelhead.envs import make_gymnasium
 from levelhead.schedules import constant
 from toys import Duo, make_trainer, snapshot
@@ -17,10 +17,14 @@ every_env = pytest.mark.parametrize("env_id", ["CartPole-v1", "Acrobot-v1", "Pen
 
 
 @cache
-def trained(env_id, value, advantage, scale, value_clip=None, memory="none", gates=False):
+def trained(env_id, value, advantage, scale, value_clip=None, memory="none", gates=False, auxiliary=0):
     """The policy after a short run, and what its episodes returned."""
     ppo = PPOConfig(epochs=2, advantage=advantage, value_clip=value_clip, entropy_coef=constant(0.01))
-    parts = {"memory": MemoryConfig(memory), "action": ActionConfig(gates={"1": {"0": [0]}} if gates else {})}
+    parts = {
+        "memory": MemoryConfig(memory),
+        "action": ActionConfig(gates={"1": {"0": [0]}} if gates else {}),
+        "auxiliary": AuxiliaryConfig(every=auxiliary),
+    }
     config = Config(env_id, STEPS, value=value, num_envs=4, reward_scale=scale, device="cpu", ppo=ppo, **parts)
     env = make_gymnasium(env_id, config.num_envs)
     trainer = build_trainer(config, env, build_policy(config, env.observation_space, env.action_space))
@@ -45,6 +49,7 @@ def test_a_power_of_two_changes_nothing_but_the_statistics_which_it_multiplies(e
 @pytest.mark.parametrize(
     ("env_id", "parts"),
     [
+        ("CartPole-v1", {"auxiliary": 2}),
         ("CartPole-v1", {"memory": "lstm"}),
         ("Pendulum-v1", {"memory": "gru"}),
         ("Hybrid-v0", {"gates": True}),
@@ -53,7 +58,7 @@ def test_a_power_of_two_changes_nothing_but_the_statistics_which_it_multiplies(e
     ],
 )
 @pytest.mark.parametrize("exponent", [20, -20])
-def test_so_it_is_with_memory_masks_and_gates(env_id, parts, exponent):
+def test_so_it_is_with_memory_masks_gates_and_an_auxiliary_phase(env_id, parts, exponent):
     power_of_two_changes_nothing_but_statistics(env_id, "popart", "rollout", exponent, **parts)
 
 
