@@ -40,7 +40,7 @@ def commands() -> list[str]:
 def test_commands_in_the_documents_run(command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as exit_:
-        main([*shlex.split(command)[1:], "--total-steps", "2048"])
+        main([*shlex.split(command)[1:], "--total-steps", "8192"])
     assert exit_.value.code == 0
 
 

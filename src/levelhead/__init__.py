@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from levelhead.build import build_policy as build_policy
     from levelhead.build import build_trainer as build_trainer
     from levelhead.config import ActionConfig as ActionConfig
+    from levelhead.config import AuxiliaryConfig as AuxiliaryConfig
     from levelhead.config import Config as Config
     from levelhead.config import CriticConfig as CriticConfig
     from levelhead.config import EnvConfig as EnvConfig
@@ -109,6 +110,7 @@ _HOME = {
     "levelhead.config": (
         "ActionConfig",
         "Config",
+        "AuxiliaryConfig",
         "CriticConfig",
         "EnvConfig",
         "GroupConfig",
