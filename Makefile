@@ -46,5 +46,5 @@ $(PACKAGE): pyproject.toml constraints.txt
 	touch $@
 
 $(DEV): $(PACKAGE)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[box2d,mujoco]" --group dev
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[box2d,mujoco,atari]" --group dev
 	touch $@

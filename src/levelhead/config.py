@@ -1,4 +1,7 @@
-"""The whole configuration of a run: frozen dataclasses that check themselves."""
+"""The whole configuration of a run: frozen dataclasses that check themselves.
+
+`docs/presets.md` names the sources of the defaults.
+"""
 
 import json
 import math
@@ -226,7 +229,8 @@ class PPOConfig:
         _require("ppo.minibatches", self.minibatches, self.minibatches >= 1, "at least 1")
         _require("ppo.chunk", self.chunk, self.chunk is None or self.chunk >= 1, "at least 1")
         _require("ppo.burn_in", self.burn_in, self.burn_in >= 0, "0 or more")
-        _require("ppo.clip_range", self.clip_range, self.clip_range.bounds[0] > 0, "positive values")
+        width = self.clip_range  # no iteration begins at a schedule's end, so that may be 0
+        _require("ppo.clip_range", width, width.start > 0 and width.bounds[0] >= 0, "positive values that may end at 0")
         dual = self.dual_clip
         _require("ppo.dual_clip", dual, dual is None or 1 < dual < math.inf, "a number above 1")
         _require("ppo.kl_target", self.kl_target, self.kl_target.bounds[0] > 0, "positive values")

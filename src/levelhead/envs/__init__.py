@@ -1,7 +1,17 @@
 """Environments as tensors: one protocol, one adapter per family."""
 
+from levelhead.envs.atari import is_atari
 from levelhead.envs.gymnasium import GymnasiumVecEnv, make_gymnasium
 from levelhead.envs.multitask import MultiTaskVecEnv, make_env, task_names
 from levelhead.envs.vec import Step, VecEnv
 
-__all__ = ["GymnasiumVecEnv", "MultiTaskVecEnv", "Step", "VecEnv", "make_env", "make_gymnasium", "task_names"]
+__all__ = [
+    "GymnasiumVecEnv",
+    "MultiTaskVecEnv",
+    "Step",
+    "VecEnv",
+    "is_atari",
+    "make_env",
+    "make_gymnasium",
+    "task_names",
+]

@@ -11,6 +11,7 @@ import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from torch import Tensor
 
+from levelhead.envs.atari import is_atari, make_atari
 from levelhead.envs.vec import Step, VecEnv
 from levelhead.errors import ConfigError
 from levelhead.masks import MASK_KEY, read_mask, split_mask, without_mask
@@ -163,18 +164,26 @@ def make_gymnasium(
     """N environments in this process, by registered id or by a function that makes one.
 
     Args:
-        env: id in Gymnasium's registry, or an environment factory.
+        env: id in Gymnasium's registry, or an environment factory. Games of Atari by their id are preprocessed, as
+            `make_atari` says.
         num_envs: N.
         kwargs: reach the constructor of an environment given by id.
 
     Raises:
         ConfigError: the id is unknown, the environment's dependencies are missing, or it refuses the arguments.
     """
-    make = partial(gym.make, env, disable_env_checker=True, **(kwargs or {})) if isinstance(env, str) else env
+    if not isinstance(env, str):
+        make = env
+    elif is_atari(env):
+        make = partial(make_atari, env, kwargs or {})
+    else:
+        make = partial(gym.make, env, disable_env_checker=True, **(kwargs or {}))
     try:
         vector = SyncVectorEnv([make] * num_envs, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
     except gym.error.DependencyNotInstalled as error:
-        raise ConfigError(f"{env}: {error}. levelhead's extras bring such dependencies: box2d, mujoco") from error
+        raise ConfigError(
+            f"{env}: {error}. levelhead's extras bring such dependencies: box2d, mujoco, atari"
+        ) from error
     except (gym.error.Error, ImportError, TypeError) as error:
         raise ConfigError(f"cannot make {env}: {error}") from error
     return GymnasiumVecEnv(vector)
