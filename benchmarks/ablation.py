@@ -26,7 +26,7 @@ from stats import interval, summary
 from torch import nn
 
 import levelhead as lh
-from levelhead.build import build_action_head, build_network
+from levelhead.builders import build_action_head, build_network
 from levelhead.networks import ObservationReader
 from levelhead.schedules import constant
 

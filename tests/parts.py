@@ -7,7 +7,7 @@ import torch
 from gymnasium.spaces import Box, Discrete
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from levelhead.build import build_learner, build_objective, build_policy
+from levelhead.builders import build_learner, build_objective, build_policy
 from levelhead.config import Config, NetworkConfig, ObjectiveKind
 from levelhead.criterion import Criterion, CriterionSettings
 from levelhead.divergence import KLControl

@@ -13,7 +13,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from torch.testing import assert_close
 
 from levelhead.actions import CategoricalHead, GaussianHead
-from levelhead.build import build_policy
+from levelhead.builders import build_policy
 from levelhead.collector import Collector
 from levelhead.envs import GymnasiumVecEnv, make_gymnasium
 from levelhead.errors import ConfigError

@@ -7,7 +7,7 @@ import torch
 
 import levelhead as lh
 from fields import leaves
-from levelhead.build import build_device
+from levelhead.builders import build_device
 from levelhead.config import AdvantageScale, Distribution, MemoryKind, ObjectiveKind, TargetKind, ValueKind
 from levelhead.estimators import Baseline
 from levelhead.schedules import Schedule, constant

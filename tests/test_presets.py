@@ -7,7 +7,7 @@ import pytest
 from gymnasium.spaces import Box, Discrete
 
 import levelhead as lh
-from levelhead.build import build_learner, build_objective, build_policy
+from levelhead.builders import build_learner, build_objective, build_policy
 from levelhead.config import ObjectiveKind
 from levelhead.presets import MUJOCO
 

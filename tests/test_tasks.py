@@ -10,7 +10,7 @@ import torch
 from torch.testing import assert_close
 
 import levelhead as lh
-from levelhead.build import build_policy, build_trainer
+from levelhead.builders import build_policy, build_trainer
 from levelhead.config import HeadConfig, OptimizerConfig, PPOConfig
 from levelhead.errors import ConfigError
 from levelhead.objectives import ClipObjective

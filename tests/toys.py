@@ -12,7 +12,7 @@ from gymnasium.vector import SyncVectorEnv
 from torch import nn
 
 from levelhead.actions import ActionHead, CategoricalHead
-from levelhead.build import build_policy, build_trainer
+from levelhead.builders import build_policy, build_trainer
 from levelhead.config import Config, NetworkConfig, ObjectiveKind
 from levelhead.envs import GymnasiumVecEnv, Step, VecEnv
 from levelhead.networks import Network, ObservationReader, Policy

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from levelhead.api import load_policy as load_policy
     from levelhead.api import resume as resume
     from levelhead.api import train as train
-    from levelhead.build import build_policy as build_policy
-    from levelhead.build import build_trainer as build_trainer
+    from levelhead.builders import build_policy as build_policy
+    from levelhead.builders import build_trainer as build_trainer
     from levelhead.config import ActionConfig as ActionConfig
     from levelhead.config import AuxiliaryConfig as AuxiliaryConfig
     from levelhead.config import Config as Config
@@ -106,7 +106,7 @@ _HOME = {
         "TanhGaussianHead",
     ),
     "levelhead.api": ("Run", "evaluate", "load_policy", "resume", "train"),
-    "levelhead.build": ("build_policy", "build_trainer"),
+    "levelhead.builders": ("build_policy", "build_trainer"),
     "levelhead.config": (
         "ActionConfig",
         "Config",

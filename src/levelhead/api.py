@@ -15,7 +15,7 @@ from rich.console import Console
 
 from levelhead import checkpoint, rundir
 from levelhead.actions import ActionHead
-from levelhead.build import build_policy, build_trainer
+from levelhead.builders import build_policy, build_trainer
 from levelhead.config import Config, Device, ObjectiveKind, ValueKind, require_default
 from levelhead.envs import GymnasiumVecEnv, VecEnv, make_env, task_names
 from levelhead.errors import CheckpointError, ConfigError

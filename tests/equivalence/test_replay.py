@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 import levelhead as lh
 from levelhead.actions import CategoricalHead
-from levelhead.build import build_policy, build_trainer
+from levelhead.builders import build_policy, build_trainer
 from levelhead.collector import Collector
 from levelhead.config import ActionConfig, Config, MemoryConfig, NetworkConfig, PPOConfig
 from levelhead.envs import GymnasiumVecEnv

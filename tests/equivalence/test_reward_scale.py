@@ -5,7 +5,7 @@ from functools import cache
 import pytest
 import torch
 
-from levelhead.build import build_policy, build_trainer
+from levelhead.builders import build_policy, build_trainer
 from levelhead.config import ActionConfig, AuxiliaryConfig, Config, MemoryConfig, PPOConfig
 from levelhead.envs import make_gymnasium
 from levelhead.schedules import constant

@@ -7,7 +7,7 @@ import pytest
 import torch
 from gymnasium.spaces import Box, Discrete
 
-from levelhead.build import build_policy
+from levelhead.builders import build_policy
 from levelhead.config import Config, NetworkConfig
 from levelhead.errors import ConfigError
 from levelhead.networks import ObservationNormalizer

@@ -11,7 +11,7 @@ from torch import nn
 
 import levelhead as lh
 from levelhead.advantages import HeadScaledAdvantage, PercentileAdvantage, RawAdvantage, StandardizedAdvantage
-from levelhead.build import (
+from levelhead.builders import (
     build_action_head,
     build_estimator,
     build_network,

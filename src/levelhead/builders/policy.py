@@ -1,6 +1,5 @@
-"""Turns a config into objects: the one place that asks which variant was chosen."""
+"""The policy that a config describes, and its parts."""
 
-import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 
@@ -26,41 +25,13 @@ from levelhead.actions import (
     TanhGaussianHead,
     in_order,
 )
-from levelhead.advantages import (
-    AdvantageScaling,
-    HeadScaledAdvantage,
-    PercentileAdvantage,
-    RawAdvantage,
-    StandardizedAdvantage,
-)
-from levelhead.auxiliary import Auxiliary
-from levelhead.collector import Collector
-from levelhead.config import ActionConfig, AdvantageScale, Config, Device, GroupConfig, require_default
-from levelhead.criterion import Criterion, CriterionSettings
-from levelhead.divergence import KLControl
-from levelhead.envs import VecEnv
+from levelhead.config import ActionConfig, Config, Device, require_default
 from levelhead.errors import ConfigError
-from levelhead.estimators import GAE, Estimator, NStep, VTrace
 from levelhead.layers import mlp
-from levelhead.learner import Learner
 from levelhead.networks import GRU, LSTM, Encoder, Memory, Network, ObservationReader, Policy, Torso
-from levelhead.objectives import (
-    A2CObjective,
-    ClipObjective,
-    KLObjective,
-    Objective,
-    TrustRegionObjective,
-    VPGObjective,
-)
-from levelhead.optimizer import AUXILIARY, GroupSettings, Optimizer, OptimizerSettings
-from levelhead.phases import Epochs, Phase, Split
-from levelhead.rewards import RewardTransform
-from levelhead.schedules import Coefficient
 from levelhead.seeding import Stream, derive
 from levelhead.spaces import Space, action_tree, choices_of, zeros
-from levelhead.trainer import Trainer, TrainerSettings
 from levelhead.tree import by_path, paths, tree_leaves
-from levelhead.trust_region import TrustRegion
 from levelhead.values import (
     SIGNED_SQRT,
     SYMLOG,
@@ -156,19 +127,6 @@ def build_value_head(config: Config, input_dim: int, tasks: int = 1) -> ValueHea
             return TransformValueHead(input_dim, tasks, transform=SIGNED_SQRT)
         case "linear":
             return LinearValueHead(input_dim, tasks)
-
-
-def build_advantage(kind: AdvantageScale, tasks: int, device: torch.device) -> AdvantageScaling:
-    """How advantages are scaled."""
-    match kind:
-        case "rollout" | "minibatch":
-            return StandardizedAdvantage()
-        case "head":
-            return HeadScaledAdvantage()
-        case "percentile":
-            return PercentileAdvantage(tasks, device)
-        case "none":
-            return RawAdvantage()
 
 
 def build_action_head(config: Config, input_dim: int, space: Space) -> ActionHead:
@@ -327,190 +285,3 @@ def _check(policy: Policy) -> None:
                 f"network.{name} answers {tuple(given.shape)} of {given.dtype};"
                 f" by {name}_dim it should be (1, {stated}) of torch.float32"
             )
-
-
-def build_trainer(config: Config, env: VecEnv, policy: Policy, objective: Objective | None = None) -> Trainer:
-    """A trainer at its beginning; resets the environments."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        raise ConfigError("training runs in one process, and a torch.distributed process group exists")
-    ppo = config.ppo
-    head = policy.value_head
-    if not head.squared:
-        reason = f"the loss of {type(head).__name__} is a cross-entropy"
-        require_default("ppo", ppo, ("value_clip", "value_huber"), reason)
-    if type(env.tasks) is not tuple or len(set(env.tasks)) < len(env.tasks):
-        raise ConfigError(f"the environments' tasks are {env.tasks!r}; accepted: a tuple of different names")
-    if env.task is not None and not env.tasks:
-        raise ConfigError("the environments say which task they play, and name none in `tasks`")
-    if policy.tasks != env.tasks:
-        raise ConfigError(f"the policy was made for tasks {policy.tasks}; the environments play {env.tasks}")
-    chunk = _chunk(config, policy)
-    if ppo.entropy_coef.bounds != (0.0, 0.0) and not policy.action_head.entropy_learned:
-        raise ConfigError("ppo.entropy_coef has nothing to act on: nothing that is learned decides the entropy")
-    advantage = build_advantage(ppo.advantage, head.output_dim, policy.device)
-    for name, used in (
-        ("head.beta", config.head.beta is not None),
-        (f"ppo.advantage {ppo.advantage!r}", advantage.needs_statistics),
-    ):
-        if used and not head.has_statistics:
-            raise ConfigError(f"{name} has nothing to act on: {type(head).__name__} keeps no statistics")
-    for name in ("shared", "actor", "critic"):
-        if name not in policy.groups() and getattr(config.optimizer, name) != GroupConfig():
-            raise ConfigError(f"optimizer.{name} has nothing to act on: the network has no such parameters")
-    return Trainer(
-        policy,
-        Collector(env, policy, config.num_steps, config.seed, config.reward_scale, ppo.chunk, ppo.burn_in),
-        build_learner(config, policy, objective or build_objective(config, policy.device)),
-        build_estimator(config),
-        advantage,
-        _reward_transform(config, env, policy),
-        TrainerSettings(
-            total_steps=config.total_steps,
-            beta=config.head.beta,
-            chunk=chunk,
-            burn_in=ppo.burn_in,
-        ),
-    )
-
-
-def _reward_transform(config: Config, env: VecEnv, policy: Policy) -> RewardTransform | None:
-    if not config.normalize_reward:
-        if config.clip_reward is None:
-            return None
-        return RewardTransform(env.num_envs, config.ppo.gamma, False, config.clip_reward, policy.device)
-    if env.tasks:
-        raise ConfigError("normalize_reward has one scale for all rewards, and the environments play several tasks")
-    head = policy.value_head
-    if head.has_statistics:
-        warnings.warn(
-            f"normalize_reward and {type(head).__name__} both level the scale of returns. The head alone is enough, and"
-            " keeps values in reward units; without it, --value linear goes with --normalize-reward.",
-            stacklevel=3,
-        )
-    return RewardTransform(env.num_envs, config.ppo.gamma, True, config.clip_reward, policy.device)
-
-
-def build_objective(config: Config, device: torch.device) -> Objective:
-    """What the actor maximises."""
-    ppo = config.ppo
-    match config.objective:
-        case "clip":
-            return ClipObjective(ppo.clip_range, device, ppo.dual_clip)
-        case "kl":
-            return KLObjective(ppo.kl_target, device)
-        case "trpo":
-            return TrustRegionObjective(ppo.kl_target, device)
-        case "a2c":
-            return A2CObjective()
-        case "vpg":
-            return VPGObjective()
-
-
-def build_estimator(config: Config) -> Estimator:
-    """How advantages and value targets are computed."""
-    ppo, baseline, credit = config.ppo, config.baseline, config.credit
-    match config.targets:
-        case "gae":
-            return GAE(ppo.gamma, baseline, credit, ppo.lam)
-        case "mc":
-            return GAE(ppo.gamma, baseline, credit, 1.0)
-        case "nstep":
-            return NStep(ppo.gamma, baseline, credit, ppo.n_step)
-        case "vtrace":
-            return VTrace(ppo.gamma, baseline, credit, ppo.lam)
-
-
-def build_learner(config: Config, policy: Policy, objective: Objective) -> Learner:
-    """How actor and critic learn from a rollout."""
-    ppo, common = config.ppo, config.optimizer
-    if isinstance(objective, TrustRegionObjective | VPGObjective):
-        config.require_nothing_for_several_steps(f"the objective is a {type(objective).__name__}")
-    control = KLControl(ppo.kl_limit, ppo.kl_check, common.kl_target, policy.device)
-    settings = CriterionSettings(
-        entropy_coef=ppo.entropy_coef,
-        value_coef=ppo.value_coef,
-        value_clip=ppo.value_clip,
-        value_huber=ppo.value_huber,
-        standardize=ppo.advantage == "minibatch",
-    )
-    criterion = Criterion(policy, objective, settings, kl=objective.needs_kl or control.needs_kl)
-    groups = {name: _group(config, getattr(common, name)) for name in ("shared", "actor", "critic")}
-    layer = None
-    if config.auxiliary.every:
-        layer, groups[AUXILIARY] = _auxiliary_layer(policy), _group(config, GroupConfig())
-    optimizer = Optimizer(
-        policy,
-        OptimizerSettings(
-            groups=groups,
-            max_grad_norm=common.max_grad_norm if common.clip == "global" else None,
-            weight_decay=common.weight_decay,
-            warmup=common.warmup,
-        ),
-        () if layer is None else tuple(layer.parameters()),
-    )
-
-    def critic_epochs(epochs: int, minibatches: int) -> list[Phase]:
-        return [Epochs(criterion.critic, optimizer, Split(epochs, minibatches))] if epochs else []
-
-    split = Split(ppo.epochs, ppo.minibatches)
-    fitted = critic_epochs(ppo.epochs, ppo.minibatches)
-    own = config.critic.minibatches or ppo.minibatches
-    match objective:
-        case TrustRegionObjective():
-            phases = [TrustRegion(criterion, optimizer, objective), *fitted]
-        case VPGObjective():
-            phases = [Epochs(criterion.actor, optimizer, Split(1, 1)), *fitted]
-        case _:
-            loss = criterion.joint if config.critic.joint else criterion.actor
-            phases = [Epochs(loss, optimizer, split, control if control.needs_kl else None)]
-    before, after = critic_epochs(config.critic.epochs_before, own), critic_epochs(config.critic.epochs_after, own)
-    phases = [*before, *phases, *after]
-    if layer is not None:
-        every, clone_coef = config.auxiliary.every, Coefficient(config.auxiliary.clone_coef, policy.device)
-        own_split = Split(config.auxiliary.epochs, ppo.minibatches)
-        phases.append(Auxiliary(criterion, layer, optimizer, own_split, every, clone_coef))
-    return Learner(criterion, optimizer, control, phases, fitted, ppo.freeze_actor, config.seed)
-
-
-def _auxiliary_layer(policy: Policy) -> nn.Linear:
-    """Predicts values, 0 at first, from the actor's features."""
-    network, head = policy.network, policy.value_head
-    if not [*network.shared.parameters(), *network.actor.parameters()]:
-        raise ConfigError("auxiliary.every has nothing to act on: the actor has no layers below its head")
-    with torch.random.fork_rng(devices=[]):
-        layer = nn.Linear(network.actor_dim, head.output_dim)
-    for parameter in layer.parameters():
-        nn.init.zeros_(parameter)
-    return layer.to(policy.device)
-
-
-def _chunk(config: Config, policy: Policy) -> int:
-    """Steps that are learned from in order: one where nothing is remembered."""
-    given, steps, count = config.ppo.chunk, config.num_steps, config.ppo.minibatches
-    if config.ppo.burn_in and given in (None, steps):
-        raise ConfigError("ppo.burn_in has nothing to act on: ppo.chunk leaves whole rollouts in one piece")
-    if config.ppo.burn_in and given is not None and config.ppo.burn_in >= given:
-        raise ConfigError(f"ppo.burn_in is {config.ppo.burn_in}; accepted: less than ppo.chunk, {given}")
-    if not policy.remembers:
-        if given is not None:
-            raise ConfigError("ppo.chunk has nothing to act on: the policy has no memory")
-        return 1
-    chunk = steps if given is None else given
-    if steps % chunk:
-        raise ConfigError(f"ppo.chunk is {chunk}; accepted: a divisor of num_steps, {steps}")
-    columns = config.num_envs * steps // chunk
-    if count > columns:
-        raise ConfigError(
-            f"ppo.minibatches is {count}; with memory, whose steps stay in order, accepted: at most {columns}, the"
-            f" number of {'environments' if chunk == steps else 'chunks'}"
-        )
-    return chunk
-
-
-def _group(config: Config, group: GroupConfig) -> GroupSettings:
-    common = config.optimizer
-    return GroupSettings(
-        learning_rate=group.learning_rate or common.learning_rate,
-        eps=common.eps if group.eps is None else group.eps,
-        max_grad_norm=common.max_grad_norm if group.max_grad_norm is None else group.max_grad_norm,
-    )

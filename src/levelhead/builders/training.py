@@ -1,0 +1,246 @@
+"""The trainer that a config describes, and its parts."""
+
+import warnings
+
+import torch
+from torch import nn
+
+from levelhead.advantages import (
+    AdvantageScaling,
+    HeadScaledAdvantage,
+    PercentileAdvantage,
+    RawAdvantage,
+    StandardizedAdvantage,
+)
+from levelhead.auxiliary import Auxiliary
+from levelhead.collector import Collector
+from levelhead.config import AdvantageScale, Config, GroupConfig, require_default
+from levelhead.criterion import Criterion, CriterionSettings
+from levelhead.divergence import KLControl
+from levelhead.envs import VecEnv
+from levelhead.errors import ConfigError
+from levelhead.estimators import GAE, Estimator, NStep, VTrace
+from levelhead.learner import Learner
+from levelhead.networks import Policy
+from levelhead.objectives import (
+    A2CObjective,
+    ClipObjective,
+    KLObjective,
+    Objective,
+    TrustRegionObjective,
+    VPGObjective,
+)
+from levelhead.optimizer import AUXILIARY, GroupSettings, Optimizer, OptimizerSettings
+from levelhead.phases import Epochs, Phase, Split
+from levelhead.rewards import RewardTransform
+from levelhead.schedules import Coefficient
+from levelhead.trainer import Trainer, TrainerSettings
+from levelhead.trust_region import TrustRegion
+
+
+def build_trainer(config: Config, env: VecEnv, policy: Policy, objective: Objective | None = None) -> Trainer:
+    """A trainer at its beginning; resets the environments."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        raise ConfigError("training runs in one process, and a torch.distributed process group exists")
+    ppo = config.ppo
+    advantage = build_advantage(ppo.advantage, policy.value_head.output_dim, policy.device)
+    _check_fit(config, env, policy, advantage)
+    return Trainer(
+        policy,
+        Collector(env, policy, config.num_steps, config.seed, config.reward_scale, ppo.chunk, ppo.burn_in),
+        build_learner(config, policy, objective or build_objective(config, policy.device)),
+        build_estimator(config),
+        advantage,
+        _reward_transform(config, env, policy),
+        TrainerSettings(
+            total_steps=config.total_steps,
+            beta=config.head.beta,
+            chunk=_chunk(config, policy),
+            burn_in=ppo.burn_in,
+        ),
+    )
+
+
+def _check_fit(config: Config, env: VecEnv, policy: Policy, advantage: AdvantageScaling) -> None:
+    """Refuses settings that have nothing to act on in this policy, and environments for which it wasn't made.
+
+    Raises:
+        ConfigError: it names the setting.
+    """
+    ppo = config.ppo
+    head = policy.value_head
+    if not head.squared:
+        reason = f"the loss of {type(head).__name__} is a cross-entropy"
+        require_default("ppo", ppo, ("value_clip", "value_huber"), reason)
+    if type(env.tasks) is not tuple or len(set(env.tasks)) < len(env.tasks):
+        raise ConfigError(f"the environments' tasks are {env.tasks!r}; accepted: a tuple of different names")
+    if env.task is not None and not env.tasks:
+        raise ConfigError("the environments say which task they play, and name none in `tasks`")
+    if policy.tasks != env.tasks:
+        raise ConfigError(f"the policy was made for tasks {policy.tasks}; the environments play {env.tasks}")
+    if ppo.entropy_coef.bounds != (0.0, 0.0) and not policy.action_head.entropy_learned:
+        raise ConfigError("ppo.entropy_coef has nothing to act on: nothing that is learned decides the entropy")
+    for name, used in (
+        ("head.beta", config.head.beta is not None),
+        (f"ppo.advantage {ppo.advantage!r}", advantage.needs_statistics),
+    ):
+        if used and not head.has_statistics:
+            raise ConfigError(f"{name} has nothing to act on: {type(head).__name__} keeps no statistics")
+    for name in ("shared", "actor", "critic"):
+        if name not in policy.groups() and getattr(config.optimizer, name) != GroupConfig():
+            raise ConfigError(f"optimizer.{name} has nothing to act on: the network has no such parameters")
+
+
+def _reward_transform(config: Config, env: VecEnv, policy: Policy) -> RewardTransform | None:
+    if not config.normalize_reward:
+        if config.clip_reward is None:
+            return None
+        return RewardTransform(env.num_envs, config.ppo.gamma, False, config.clip_reward, policy.device)
+    if env.tasks:
+        raise ConfigError("normalize_reward has one scale for all rewards, and the environments play several tasks")
+    head = policy.value_head
+    if head.has_statistics:
+        warnings.warn(
+            f"normalize_reward and {type(head).__name__} both level the scale of returns. The head alone is enough, and"
+            " keeps values in reward units; without it, --value linear goes with --normalize-reward.",
+            stacklevel=3,
+        )
+    return RewardTransform(env.num_envs, config.ppo.gamma, True, config.clip_reward, policy.device)
+
+
+def build_advantage(kind: AdvantageScale, tasks: int, device: torch.device) -> AdvantageScaling:
+    """How advantages are scaled."""
+    match kind:
+        case "rollout" | "minibatch":
+            return StandardizedAdvantage()
+        case "head":
+            return HeadScaledAdvantage()
+        case "percentile":
+            return PercentileAdvantage(tasks, device)
+        case "none":
+            return RawAdvantage()
+
+
+def build_objective(config: Config, device: torch.device) -> Objective:
+    """What the actor maximises."""
+    ppo = config.ppo
+    match config.objective:
+        case "clip":
+            return ClipObjective(ppo.clip_range, device, ppo.dual_clip)
+        case "kl":
+            return KLObjective(ppo.kl_target, device)
+        case "trpo":
+            return TrustRegionObjective(ppo.kl_target, device)
+        case "a2c":
+            return A2CObjective()
+        case "vpg":
+            return VPGObjective()
+
+
+def build_estimator(config: Config) -> Estimator:
+    """How advantages and value targets are computed."""
+    ppo, baseline, credit = config.ppo, config.baseline, config.credit
+    match config.targets:
+        case "gae":
+            return GAE(ppo.gamma, baseline, credit, ppo.lam)
+        case "mc":
+            return GAE(ppo.gamma, baseline, credit, 1.0)
+        case "nstep":
+            return NStep(ppo.gamma, baseline, credit, ppo.n_step)
+        case "vtrace":
+            return VTrace(ppo.gamma, baseline, credit, ppo.lam)
+
+
+def build_learner(config: Config, policy: Policy, objective: Objective) -> Learner:
+    """How actor and critic learn from a rollout."""
+    ppo, critic, auxiliary = config.ppo, config.critic, config.auxiliary
+    if isinstance(objective, TrustRegionObjective | VPGObjective):
+        config.require_nothing_for_several_steps(f"the objective is a {type(objective).__name__}")
+    control = KLControl(ppo.kl_limit, ppo.kl_check, config.optimizer.kl_target, policy.device)
+    settings = CriterionSettings(
+        entropy_coef=ppo.entropy_coef,
+        value_coef=ppo.value_coef,
+        value_clip=ppo.value_clip,
+        value_huber=ppo.value_huber,
+        standardize=ppo.advantage == "minibatch",
+    )
+    criterion = Criterion(policy, objective, settings, kl=objective.needs_kl or control.needs_kl)
+    layer = _auxiliary_layer(policy) if config.auxiliary.every else None
+    optimizer = _build_optimizer(config, policy, layer)
+
+    def critic_epochs(epochs: int, minibatches: int) -> list[Phase]:
+        return [Epochs(criterion.critic, optimizer, Split(epochs, minibatches))] if epochs else []
+
+    split = Split(ppo.epochs, ppo.minibatches)
+    fitted = critic_epochs(ppo.epochs, ppo.minibatches)
+    match objective:
+        case TrustRegionObjective():
+            phases = [TrustRegion(criterion, optimizer, objective), *fitted]
+        case VPGObjective():
+            phases = [Epochs(criterion.actor, optimizer, Split(1, 1)), *fitted]
+        case _:
+            loss = criterion.joint if critic.joint else criterion.actor
+            phases = [Epochs(loss, optimizer, split, control if control.needs_kl else None)]
+    own = critic.minibatches or ppo.minibatches
+    phases = [*critic_epochs(critic.epochs_before, own), *phases, *critic_epochs(critic.epochs_after, own)]
+    if layer is not None:
+        every, clone_coef = auxiliary.every, Coefficient(auxiliary.clone_coef, policy.device)
+        own_split = Split(auxiliary.epochs, ppo.minibatches)
+        phases.append(Auxiliary(criterion, layer, optimizer, own_split, every, clone_coef))
+    return Learner(criterion, optimizer, control, phases, fitted, ppo.freeze_actor, config.seed)
+
+
+def _build_optimizer(config: Config, policy: Policy, auxiliary: nn.Linear | None) -> Optimizer:
+    common = config.optimizer
+    groups = {name: _group(config, getattr(common, name)) for name in ("shared", "actor", "critic")}
+    settings = OptimizerSettings(
+        groups=groups if auxiliary is None else {**groups, AUXILIARY: _group(config, GroupConfig())},
+        max_grad_norm=common.max_grad_norm if common.clip == "global" else None,
+        weight_decay=common.weight_decay,
+        warmup=common.warmup,
+    )
+    return Optimizer(policy, settings, () if auxiliary is None else tuple(auxiliary.parameters()))
+
+
+def _auxiliary_layer(policy: Policy) -> nn.Linear:
+    """Predicts values, 0 at first, from the actor's features."""
+    network, head = policy.network, policy.value_head
+    if not [*network.shared.parameters(), *network.actor.parameters()]:
+        raise ConfigError("auxiliary.every has nothing to act on: the actor has no layers below its head")
+    with torch.random.fork_rng(devices=[]):
+        layer = nn.Linear(network.actor_dim, head.output_dim)
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer.to(policy.device)
+
+
+def _chunk(config: Config, policy: Policy) -> int:
+    """Steps that are learned from in order: one where nothing is remembered."""
+    given, steps, count = config.ppo.chunk, config.num_steps, config.ppo.minibatches
+    if config.ppo.burn_in and given in (None, steps):
+        raise ConfigError("ppo.burn_in has nothing to act on: ppo.chunk leaves whole rollouts in one piece")
+    if config.ppo.burn_in and given is not None and config.ppo.burn_in >= given:
+        raise ConfigError(f"ppo.burn_in is {config.ppo.burn_in}; accepted: less than ppo.chunk, {given}")
+    if not policy.remembers:
+        if given is not None:
+            raise ConfigError("ppo.chunk has nothing to act on: the policy has no memory")
+        return 1
+    chunk = steps if given is None else given
+    if steps % chunk:
+        raise ConfigError(f"ppo.chunk is {chunk}; accepted: a divisor of num_steps, {steps}")
+    columns = config.num_envs * steps // chunk
+    if count > columns:
+        raise ConfigError(
+            f"ppo.minibatches is {count}; with memory, whose steps stay in order, accepted: at most {columns}, the"
+            f" number of {'environments' if chunk == steps else 'chunks'}"
+        )
+    return chunk
+
+
+def _group(config: Config, group: GroupConfig) -> GroupSettings:
+    common = config.optimizer
+    return GroupSettings(
+        learning_rate=group.learning_rate or common.learning_rate,
+        eps=common.eps if group.eps is None else group.eps,
+        max_grad_norm=common.max_grad_norm if group.max_grad_norm is None else group.max_grad_norm,
+    )
