@@ -258,10 +258,10 @@ def test_burn_in_brings_the_state_before_a_chunk_up_to_date(memory, burn_in):
     next(trainer)
     policy = trainer.policy
     with torch.no_grad():
-        stale = trainer.learner.criterion._state(seen[0].take(torch.arange(12)))
+        stale = trainer.learner.criterion.state(seen[0].take(torch.arange(12)))
         for parameter in policy.parameters():
             parameter.mul_(1.1)
-        fresh = trainer.learner.criterion._state(seen[0].take(torch.arange(12)))
+        fresh = trainer.learner.criterion.state(seen[0].take(torch.arange(12)))
     for before, after in zip(tree_leaves(stale), tree_leaves(fresh), strict=True):
         assert torch.equal(before[:4], after[:4])  # a rollout's first chunk has no steps before it
         assert (before[4:] != after[4:]).any(1).float().mean() > 0.5  # the others, unless an episode has just begun
