@@ -114,10 +114,11 @@ def make_learner(
 
 
 def configured_learner(policy: Policy, objective: Objective | ObjectiveKind = "clip", **options) -> Learner:
-    """The learner that a config describes, with an objective of that name or one of your own."""
+    """The learner that a config describes, with an objective of that name or one of your own; torch takes its steps
+    where nothing else is said."""
     if isinstance(objective, str):
         objective, options["objective"] = None, objective
-    config = Config("toy", device="cpu", **options)
+    config = Config("toy", device="cpu", **{"engine": "torch", **options})
     return build_learner(config, policy, objective or build_objective(config, policy.device))
 
 

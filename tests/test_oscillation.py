@@ -62,6 +62,15 @@ def test_a_critic_that_has_learned_its_targets_may_tremble(std, target_std):
     assert not any(told(UP_AND_DOWN, std, target_std))
 
 
+def test_so_may_one_whose_targets_have_come_together():
+    watch = OscillationWatch()
+    wide, narrow = (
+        [{"train/value_loss": x, "value/std": std, "value/target_std": std} for x in series]
+        for series, std in (([1.0] * WINDOW, 10.0), (UP_AND_DOWN * 2, 1.0))
+    )
+    assert not any(watch(m, SPAN) for m in (*wide, *narrow))
+
+
 def test_short_rollouts_are_taken_together():
     # Each span holds both ends of the swing.
     assert not any(told(UP_AND_DOWN * 4, steps=SPAN // 2))

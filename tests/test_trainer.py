@@ -316,7 +316,7 @@ def test_what_a_trainer_says_of_the_rewards_scale_is_true(value, advantage):
 @pytest.mark.parametrize("env", [Noise, Duo])
 @pytest.mark.parametrize(("value", "advantage"), PAIRS)
 def test_nothing_between_two_rollouts_waits_for_the_device(env, value, advantage):
-    trainer = make_trainer(env(), value=value, ppo=replace(ONE_PASS, advantage=advantage))
+    trainer = make_trainer(env(), engine="torch", value=value, ppo=replace(ONE_PASS, advantage=advantage))
     rollout = trainer.collector.collect(0)
     with HostReads() as counter:
         trainer._learn(rollout)
@@ -496,7 +496,7 @@ def test_the_average_range_of_returns_moves_once_per_iteration(targets):
     ],
 )
 def test_nor_does_it_on_any_rung_of_the_ladder(env, objective, options):
-    trainer = make_trainer(env(), objective, **options)
+    trainer = make_trainer(env(), objective, engine="torch", **options)
     rollout = trainer.collector.collect(0)
     with HostReads() as counter:
         trainer._learn(rollout)

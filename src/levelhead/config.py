@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from levelhead.accelerate import Engine
 from levelhead.divergence import Check
 from levelhead.errors import ConfigError
 from levelhead.estimators import Baseline, Credit
@@ -387,6 +388,9 @@ class Config:
     """Clip rewards to plus and minus this, after any scaling."""
     device: Device = "auto"
     """Where networks live; auto takes a GPU if there is one."""
+    engine: Engine = "auto"
+    """What takes the gradient steps: torch; native code, which agrees with it to rounding and is faster; or native code
+    where it can."""
     threads: int = 1
     """CPU threads of torch, for the whole process; at the usual sizes a second one hurts. 0 leaves torch's choice."""
     run_dir: Path | None = None

@@ -31,6 +31,7 @@ class Learner:
         frozen: those of the first iterations, in which the actor stays as it is.
         frozen_iterations: the number of these.
         seed: of the run.
+        engine: what takes the gradient steps, and why, for people to read.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class Learner:
         frozen: Sequence[Phase],
         frozen_iterations: int,
         seed: int,
+        engine: str = "torch",
     ) -> None:
         self.criterion = criterion
         self.optimizer = optimizer
@@ -50,6 +52,7 @@ class Learner:
         self.frozen = frozen
         self.frozen_iterations = frozen_iterations
         self.seed = seed
+        self.engine = engine
 
     @property
     def needs_kl(self) -> bool:

@@ -42,7 +42,11 @@ def run_loop(
     ]
     if console is not None:
         head, device = type(trainer.policy.value_head).__name__, trainer.policy.device
-        for line in (f"{config.env_id}, {head}, {device}: {trainer.scale_promise}", f"writing to {directory}"):
+        for line in (
+            f"{config.env_id}, {head}, {device}: {trainer.scale_promise}",
+            f"gradient steps by {trainer.learner.engine}",
+            f"writing to {directory}",
+        ):
             console.print(line, soft_wrap=True, highlight=False, markup=False)
         writers.append(ConsoleWriter(config.total_steps, console))
     oscillation = OscillationWatch()

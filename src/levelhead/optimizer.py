@@ -66,7 +66,7 @@ class Optimizer:
         self.learning_rates = {name: Coefficient(settings.groups[name].learning_rate, device) for name in self.flat}
         self.rate_factor = torch.ones((), device=device)
         """Of the acting groups' learning rates, for whoever adapts them."""
-        self._blocked = torch.zeros((), device=device)
+        self.blocked = torch.zeros((), device=device)
         self._skip = torch.zeros((), device=device)
         self.adam = FlatAdam(
             {
@@ -77,7 +77,7 @@ class Optimizer:
         )
         policy.value_head.track(self.adam)
         # What decays, which is matrices: a bias has no reason to be small, least of all that of the values' mean.
-        self._decay = {
+        self.decay = {
             name: torch.cat([torch.full((p.numel(),), settings.weight_decay * (p.ndim > 1)) for p in group]).to(device)
             for name, group in parameters.items()
             if settings.weight_decay
@@ -102,7 +102,7 @@ class Optimizer:
 
     def begin(self, healthy: Tensor) -> None:
         """Starts an iteration; where `healthy`, 0-d bool, is False, no step is taken in it."""
-        self._blocked.copy_(~healthy)
+        self.blocked.copy_(~healthy)
         for flags in self._broken.values():
             flags.zero_()
 
@@ -126,10 +126,10 @@ class Optimizer:
         loss.backward()
         checked = torch.stack((loss.detach(), *self._clip(groups)))
         self.check(("loss", *(f"{name} gradient" for name in groups)), checked)
-        self._skip.copy_(self._blocked if stopped is None else torch.maximum(self._blocked, stopped))
-        for name in groups if self._decay else ():
+        self._skip.copy_(self.blocked if stopped is None else torch.maximum(self.blocked, stopped))
+        for name in groups if self.decay else ():
             rate = self.learning_rates[name].tensor * (1 - self._skip)
-            self.flat[name].parameter.data.mul_(1 - rate * self._decay[name])
+            self.flat[name].parameter.data.mul_(1 - rate * self.decay[name])
         self.adam.step(groups)
         return checked
 
@@ -152,8 +152,8 @@ class Optimizer:
         if names not in self._broken:
             self._broken[names] = torch.zeros_like(broken)
         self._broken[names].logical_or_(broken)
-        self._blocked.copy_(torch.maximum(self._blocked, self._broken[names].any()))
-        return self._blocked == 0
+        self.blocked.copy_(torch.maximum(self.blocked, self._broken[names].any()))
+        return self.blocked == 0
 
     def faults(self) -> dict[str, Tensor]:
         """0-d bool by name: the losses and gradients that were not finite since `begin`."""

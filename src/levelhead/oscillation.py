@@ -16,7 +16,8 @@ FACTOR = 1.5
 REVERSALS = 0.6
 """Share of changes that must go against the one before. Of independent numbers two in three do."""
 LARGE = 0.2
-"""Share of the targets' variance at which a loss counts: a critic that has all but learned its targets may tremble."""
+"""Share of the largest variance of the targets so far at which a loss counts: a critic that has all but learned its
+targets may tremble, and so may one whose policy has brought them all to one value."""
 
 
 class OscillationWatch:
@@ -26,6 +27,7 @@ class OscillationWatch:
         self._spans: deque[Mapping[str, float]] = deque(maxlen=WINDOW)
         self._open: list[Mapping[str, float]] = []
         self._steps = 0
+        self._largest = 0.0
         self._told = False
 
     def __call__(self, metrics: Mapping[str, float], steps: int) -> str | None:
@@ -39,6 +41,7 @@ class OscillationWatch:
         count = len(self._open)
         self._spans.append({name: sum(m[name] for m in self._open) / count for name in (LOSS, STD, TARGET_STD)})
         self._open, self._steps = [], 0
+        self._largest = max(self._largest, self._spans[-1][TARGET_STD])
         restless = [name for name, moves in ((LOSS, self._loss_oscillates()), (STD, self._oscillates(STD))) if moves]
         if self._told or not restless:
             return None
@@ -55,8 +58,7 @@ class OscillationWatch:
         """Of losses on the normalised axis, whose unit is the std."""
         if not self._oscillates(LOSS):
             return False
-        largest = max(span[TARGET_STD] for span in self._spans)
-        return median(span[LOSS] * span[STD] ** 2 for span in self._spans) >= LARGE * largest**2
+        return median(span[LOSS] * span[STD] ** 2 for span in self._spans) >= LARGE * self._largest**2
 
 
 def oscillates(series: Sequence[float]) -> bool:

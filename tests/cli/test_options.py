@@ -18,7 +18,8 @@ OPTIONS = {
     "action.sigma", "action.std", "action.std-hidden", "auxiliary.clone-coef", "auxiliary.epochs",
     "auxiliary.every", "baseline", "checkpoint-every", "clip-reward", "credit",
     "critic.epochs-after", "critic.epochs-before", "critic.joint", "critic.minibatches", "critic.no-joint",
-    "device", "env.kwargs", "eval-episodes", "eval-every", "head.beta", "import", "memory.kind", "memory.place",
+    "device", "engine",
+    "env.kwargs", "eval-episodes", "eval-every", "head.beta", "import", "memory.kind", "memory.place",
     "memory.sharing", "memory.size", "network.activation", "network.actor", "network.critic",
     "network.image-encoder", "network.no-normalize-observation", "network.normalize-observation", "network.shared",
     "no-normalize-reward", "normalize-reward", "num-envs", "num-steps", "objective", "optimizer.clip",
@@ -56,6 +57,7 @@ def parsed(cli, monkeypatch):
 
 
 TEXTS = {
+    "engine": ("torch", "torch"),
     "total_steps": ("77", 77),
     "seed": ("5", 5),
     "value": ("linear", "linear"),

@@ -17,7 +17,7 @@ every_env = pytest.mark.parametrize("env_id", ["CartPole-v1", "Acrobot-v1", "Pen
 
 
 @cache
-def trained(env_id, value, advantage, scale, value_clip=None, memory="none", gates=False, auxiliary=0):
+def trained(env_id, value, advantage, scale, value_clip=None, memory="none", gates=False, auxiliary=0, engine="auto"):
     """The policy after a short run, and what its episodes returned."""
     ppo = PPOConfig(epochs=2, advantage=advantage, value_clip=value_clip, entropy_coef=constant(0.01))
     parts = {
@@ -25,7 +25,9 @@ def trained(env_id, value, advantage, scale, value_clip=None, memory="none", gat
         "action": ActionConfig(gates={"1": {"0": [0]}} if gates else {}),
         "auxiliary": AuxiliaryConfig(every=auxiliary),
     }
-    config = Config(env_id, STEPS, value=value, num_envs=4, reward_scale=scale, device="cpu", ppo=ppo, **parts)
+    config = Config(
+        env_id, STEPS, value=value, num_envs=4, reward_scale=scale, device="cpu", ppo=ppo, engine=engine, **parts
+    )
     env = make_gymnasium(env_id, config.num_envs)
     trainer = build_trainer(config, env, build_policy(config, env.observation_space, env.action_space))
     *_, last = trainer
@@ -49,6 +51,8 @@ def test_a_power_of_two_changes_nothing_but_the_statistics_which_it_multiplies(e
 @pytest.mark.parametrize(
     ("env_id", "parts"),
     [
+        ("CartPole-v1", {"engine": "torch"}),
+        ("Pendulum-v1", {"engine": "torch"}),
         ("CartPole-v1", {"auxiliary": 2}),
         ("CartPole-v1", {"memory": "lstm"}),
         ("Pendulum-v1", {"memory": "gru"}),
@@ -58,7 +62,7 @@ def test_a_power_of_two_changes_nothing_but_the_statistics_which_it_multiplies(e
     ],
 )
 @pytest.mark.parametrize("exponent", [20, -20])
-def test_so_it_is_with_memory_masks_gates_and_an_auxiliary_phase(env_id, parts, exponent):
+def test_so_it_is_with_memory_masks_gates_an_auxiliary_phase_and_steps_in_torch(env_id, parts, exponent):
     power_of_two_changes_nothing_but_statistics(env_id, "popart", "rollout", exponent, **parts)
 
 

@@ -5,6 +5,8 @@ import warnings
 import torch
 from torch import nn
 
+from levelhead import native
+from levelhead.accelerate import NativeEpochs, refusal
 from levelhead.advantages import (
     AdvantageScaling,
     HeadScaledAdvantage,
@@ -15,7 +17,7 @@ from levelhead.advantages import (
 from levelhead.auxiliary import Auxiliary
 from levelhead.collector import Collector
 from levelhead.config import AdvantageScale, Config, GroupConfig, require_default
-from levelhead.criterion import Criterion, CriterionSettings
+from levelhead.criterion import Criterion, CriterionSettings, Loss
 from levelhead.divergence import KLControl
 from levelhead.envs import VecEnv
 from levelhead.errors import ConfigError
@@ -168,26 +170,48 @@ def build_learner(config: Config, policy: Policy, objective: Objective) -> Learn
     layer = _auxiliary_layer(policy) if config.auxiliary.every else None
     optimizer = _build_optimizer(config, policy, layer)
 
-    def critic_epochs(epochs: int, minibatches: int) -> list[Phase]:
-        return [Epochs(criterion.critic, optimizer, Split(epochs, minibatches))] if epochs else []
+    def run(loss: Loss, split: Split, control: KLControl | None = None) -> Epochs:
+        if reason is None:
+            return NativeEpochs(loss, optimizer, split, criterion, control)
+        return Epochs(loss, optimizer, split, control)
 
+    def critic_epochs(epochs: int, minibatches: int) -> list[Phase]:
+        return [run(criterion.critic, Split(epochs, minibatches))] if epochs else []
+
+    watched = control if control.needs_kl else None
+    reason = _native_refusal(config, criterion, watched)
     split = Split(ppo.epochs, ppo.minibatches)
     fitted = critic_epochs(ppo.epochs, ppo.minibatches)
     match objective:
         case TrustRegionObjective():
             phases = [TrustRegion(criterion, optimizer, objective), *fitted]
         case VPGObjective():
-            phases = [Epochs(criterion.actor, optimizer, Split(1, 1)), *fitted]
+            phases = [run(criterion.actor, Split(1, 1)), *fitted]
         case _:
             loss = criterion.joint if critic.joint else criterion.actor
-            phases = [Epochs(loss, optimizer, split, control if control.needs_kl else None)]
+            phases = [run(loss, split, watched)]
     own = critic.minibatches or ppo.minibatches
     phases = [*critic_epochs(critic.epochs_before, own), *phases, *critic_epochs(critic.epochs_after, own)]
     if layer is not None:
         every, clone_coef = auxiliary.every, Coefficient(auxiliary.clone_coef, policy.device)
         own_split = Split(auxiliary.epochs, ppo.minibatches)
         phases.append(Auxiliary(criterion, layer, optimizer, own_split, every, clone_coef))
-    return Learner(criterion, optimizer, control, phases, fitted, ppo.freeze_actor, config.seed)
+    engine = f"native code, {native.best_instruction_set()}" if reason is None else f"torch: {reason}"
+    return Learner(criterion, optimizer, control, phases, fitted, ppo.freeze_actor, config.seed, engine)
+
+
+def _native_refusal(config: Config, criterion: Criterion, control: KLControl | None) -> str | None:
+    """Why torch takes the steps; None where native code does.
+
+    Raises:
+        ConfigError: native code was asked for, and can't.
+    """
+    if config.engine == "torch":
+        return "it was asked for"
+    reason = refusal(criterion, control)
+    if config.engine == "native" and reason is not None:
+        raise ConfigError(f"engine is native, which doesn't go with this run: {reason}; accepted: auto, torch")
+    return reason
 
 
 def _build_optimizer(config: Config, policy: Policy, auxiliary: nn.Linear | None) -> Optimizer:

@@ -1,0 +1,40 @@
+"""Code in C++ for what takes most of the time with small networks; absent if installed without a compiler."""
+
+import ctypes
+from functools import cache
+from importlib.util import find_spec
+
+from levelhead.native.plan import Plan
+
+INSTRUCTION_SETS = ("portable", "avx2", "avx512")
+
+
+@cache
+def _library() -> ctypes.CDLL | None:
+    spec = find_spec("levelhead._native")
+    return None if spec is None or spec.origin is None else ctypes.CDLL(spec.origin)
+
+
+def available() -> bool:
+    """Whether the code was built."""
+    return _library() is not None
+
+
+@cache
+def best_instruction_set() -> str:
+    """The widest one of `INSTRUCTION_SETS` that this machine has."""
+    library = _library()
+    return INSTRUCTION_SETS[0 if library is None else library.levelhead_best_isa()]
+
+
+def run_epochs(plan: Plan, instruction_set: str | None = None) -> None:
+    """All minibatches of a plan, which says where everything is; other threads run meanwhile.
+
+    Raises:
+        RuntimeError: the code was not built.
+    """
+    library = _library()
+    if library is None:
+        raise RuntimeError("levelhead's native code was not built")
+    chosen = INSTRUCTION_SETS.index(instruction_set or best_instruction_set())
+    library.levelhead_epochs(ctypes.byref(plan), chosen)

@@ -1,0 +1,12 @@
+// The kernels for avx2.
+#if defined(__x86_64__)
+#include "headers.h"
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+#define WIDTH 8
+#define BLOCK 2
+namespace avx2 {
+#include "kernels.h"
+}
+#pragma GCC pop_options
+#endif

@@ -1,0 +1,5 @@
+// All that is compiled once per instruction set.
+#include "simd.h"
+#include "network.h"
+#include "losses.h"
+#include "step.h"

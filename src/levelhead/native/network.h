@@ -1,0 +1,130 @@
+// Layers forward and backward. Matrices are row-major, [rows, features], their rows padded with zeros to whole vectors.
+
+static inline int padded(int n) { return (n + WIDTH - 1) / WIDTH * WIDTH; }
+
+// C[r, :] = start[r or all, :] + sum over i of A[r, i] B[i, :] for a block of ROWS rows and VECS vectors, which stay in
+// registers.
+template <int ROWS, int VECS>
+static inline void tile(const float *a, int64_t a_row, int64_t a_col, const float *b, int64_t b_row, const float *start,
+                        float *c, int64_t c_row, int inner) {
+    Vec acc[ROWS][VECS];
+    for (int v = 0; v < VECS; v++) {
+        const Vec first = start ? load(start + v * WIDTH) : Vec{};
+        for (int r = 0; r < ROWS; r++) acc[r][v] = first;
+    }
+    for (int i = 0; i < inner; i++) {
+        Vec right[VECS];
+        for (int v = 0; v < VECS; v++) right[v] = load(b + i * b_row + v * WIDTH);
+        for (int r = 0; r < ROWS; r++) {
+            const Vec left = splat(a[r * a_row + i * a_col]);
+            for (int v = 0; v < VECS; v++) acc[r][v] += left * right[v];
+        }
+    }
+    for (int r = 0; r < ROWS; r++)
+        for (int v = 0; v < VECS; v++) store(c + r * c_row + v * WIDTH, acc[r][v]);
+}
+
+template <int VECS>
+static void stripe(const float *a, int64_t a_row, int64_t a_col, const float *b, int64_t b_row, const float *start,
+                   float *c, int64_t c_row, int rows, int inner) {
+    int r = 0;
+    for (; r + 6 <= rows; r += 6)
+        tile<6, VECS>(a + r * a_row, a_row, a_col, b, b_row, start, c + r * c_row, c_row, inner);
+    for (; r + 2 <= rows; r += 2)
+        tile<2, VECS>(a + r * a_row, a_row, a_col, b, b_row, start, c + r * c_row, c_row, inner);
+    if (r < rows) tile<1, VECS>(a + r * a_row, a_row, a_col, b, b_row, start, c + r * c_row, c_row, inner);
+}
+
+// C[rows, columns] = start + A[rows, inner] B[inner, columns]; columns is a multiple of WIDTH, and the row's length of
+// B and C; A is read with any strides.
+static void multiply(const float *a, int64_t a_row, int64_t a_col, const float *b, const float *start, float *c,
+                     int rows, int columns, int inner) {
+    int j = 0;
+    for (; j + BLOCK * WIDTH <= columns; j += BLOCK * WIDTH)
+        stripe<BLOCK>(a, a_row, a_col, b + j, columns, start ? start + j : nullptr, c + j, columns, rows, inner);
+    for (; j < columns; j += WIDTH)
+        stripe<1>(a, a_row, a_col, b + j, columns, start ? start + j : nullptr, c + j, columns, rows, inner);
+}
+
+// y = activation(y), and its slope.
+static void activate(int32_t activation, float *y, float *slope, int64_t count) {
+    for (int64_t i = 0; i < count; i += WIDTH) {
+        const Vec x = load(y + i);
+        Vec f = x, d = splat(1.0f);
+        switch (activation) {
+            case TANH:
+                f = tanh_(x);
+                d = 1.0f - f * f;
+                break;
+            case RELU:
+                f = choose(x > 0.0f, x, choose(x != x, x, splat(0.0f)));
+                d = choose(x > 0.0f, d, splat(0.0f));
+                break;
+            case ELU: {
+                const Vec e = expm1_(choose(x > 0.0f, splat(0.0f), x));
+                f = choose(x > 0.0f, x, e);
+                d = choose(x > 0.0f, d, e + 1.0f);
+                break;
+            }
+            case SILU: {
+                const Vec s = 1.0f / (1.0f + exp_(-x));
+                f = x * s;
+                d = s * (1.0f + x * (1.0f - s));
+                break;
+            }
+        }
+        store(y + i, f);
+        store(slope + i, d);
+    }
+}
+
+// One layer with room for a minibatch.
+struct Room {
+    Layer layer;
+    int in, out;         // padded
+    float *weight;       // [inputs, out], transposed
+    float *plain;        // [outputs, in], padded
+    float *bias;         // [out]
+    float *y, *slope;    // [rows, out]
+    float *dy;           // [rows, out]
+    float *dweight;      // [outputs, in]
+};
+
+static void read_parameters(Room &room, const Group *groups) {
+    const Layer &layer = room.layer;
+    const float *parameter = groups[layer.group].parameter, *w = parameter + layer.weight;
+    for (int o = 0; o < layer.outputs; o++)
+        for (int i = 0; i < layer.inputs; i++) {
+            const float x = w[(int64_t)o * layer.inputs + i];
+            room.plain[(int64_t)o * room.in + i] = x;
+            room.weight[(int64_t)i * room.out + o] = x;
+        }
+    for (int o = 0; o < layer.outputs; o++) room.bias[o] = parameter[layer.bias + o];
+}
+
+static void forward(Room &room, const float *x, int rows) {
+    multiply(x, room.in, 1, room.weight, room.bias, room.y, rows, room.out, room.layer.inputs);
+    if (room.layer.activation != NONE) activate(room.layer.activation, room.y, room.slope, (int64_t)rows * room.out);
+}
+
+// From dy, the loss's gradient by what the layer answers, to that by its parameters and, where asked for, its input.
+static void backward(Room &room, const float *x, float *dx, int rows, const Group *groups) {
+    const Layer &layer = room.layer;
+    if (layer.activation != NONE)
+        for (int64_t i = 0; i < (int64_t)rows * room.out; i += WIDTH)
+            store(room.dy + i, load(room.dy + i) * load(room.slope + i));
+    multiply(room.dy, 1, room.out, x, nullptr, room.dweight, layer.outputs, room.in, rows);
+    float *gradient = groups[layer.group].gradient;
+    for (int o = 0; o < layer.outputs; o++)
+        __builtin_memcpy(gradient + layer.weight + (int64_t)o * layer.inputs, room.dweight + (int64_t)o * room.in,
+                         sizeof(float) * layer.inputs);
+    float *db = gradient + layer.bias;
+    for (int j = 0; j < room.out; j += WIDTH) {
+        Vec total{};
+        for (int r = 0; r < rows; r++) total += load(room.dy + (int64_t)r * room.out + j);
+        float kept[WIDTH];
+        store(kept, total);
+        for (int i = 0; i < WIDTH && j + i < layer.outputs; i++) db[j + i] = kept[i];
+    }
+    if (dx) multiply(room.dy, room.out, 1, room.plain, nullptr, dx, rows, room.in, layer.outputs);
+}

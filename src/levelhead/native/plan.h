@@ -1,0 +1,72 @@
+// What the Python side hands over; `native/plan.py` mirrors it field by field.
+#pragma once
+#include <cstdint>
+
+enum Activation : int32_t { NONE, TANH, RELU, ELU, SILU };
+enum Objective : int32_t { CLIP, PENALTY, POLICY_GRADIENT };
+enum Distribution : int32_t { CATEGORICAL, GAUSSIAN };
+
+struct Layer {  // y = activation(W x + b), W as in torch, [outputs, inputs]
+    int32_t inputs, outputs;
+    int32_t activation;
+    int32_t group;
+    int64_t weight, bias;  // where they begin in the group's parameters
+};
+
+struct Group {  // a flat vector of parameters with Adam's state
+    float *parameter, *gradient, *exp_avg, *exp_avg_sq;
+    float *step;
+    const float *learning_rate;
+    const float *decay;  // share of each parameter that a step takes away, times the learning rate; may be null
+    int64_t size;
+    float eps, max_norm;
+    int32_t moves;  // whether steps are taken
+};
+
+struct Batch {  // R rows
+    const float *observation;   // [R, D]
+    const int64_t *choice;      // [R, dims], categorical
+    const float *action;        // [R, dims], Gaussian
+    const uint8_t *legal;       // [R, logits]; null where everything is
+    const float *old_parameters;  // [R, logits], or means [R, dims]; null where no divergence is asked for
+    const float *old_log_std;   // [R, dims]
+    const float *log_prob, *advantage, *target;  // [R]
+    const float *old_value;     // [R]; null without value clip
+    const int64_t *task;        // [R]; null where there is one
+};
+
+struct Plan {
+    const Layer *shared, *actor, *critic;  // the last of actor and critic are the heads' layers
+    int32_t n_shared, n_actor, n_critic;
+    Group *groups;
+    int32_t n_groups;
+
+    int32_t distribution;
+    const int32_t *choices;  // of each dimension, categorical
+    int32_t dims;
+    const float *log_std;    // [dims], Gaussian
+    int64_t log_std_offset;  // in the actor's group; -1 where it isn't learned
+    int32_t actor_group;
+
+    const float *value_shift, *value_scale;  // per task: z = (y - shift) scale; null where the layer answers z
+
+    int32_t objective;
+    int32_t learn_actor, learn_critic, standardize;
+    float clip_range, dual_clip /* 0: none */, penalty, entropy_coef;
+    float value_coef, value_clip /* 0: none */, value_huber /* 0: none */;
+    float max_norm;   // of all groups together; 0: each by its own
+    float kl_limit;   // 0: none
+    float beta1, beta2;
+
+    Batch batch;
+    const int64_t *index;  // [minibatches, size]
+    const float *weight;   // [minibatches, size]
+    int64_t minibatches, size;
+
+    float *blocked;  // in and out: where not 0, nothing is stepped
+    float *means;    // out: sums over the steps taken, in the order of `Mean`, then the groups' gradient norms
+    uint8_t *broken; // out: loss, then the groups' gradients: whether one was not finite
+    int64_t *counted;  // out: steps that are in the sums
+};
+
+enum Mean : int32_t { POLICY_LOSS, ENTROPY_LOSS, APPROX_KL, CLIP_FRACTION, KL, VALUE_LOSS, LOSS, MEANS };

@@ -1,0 +1,106 @@
+"""What `plan.h` declares, for ctypes."""
+
+from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_void_p
+
+
+class Layer(Structure):
+    _fields_ = (
+        ("inputs", c_int32),
+        ("outputs", c_int32),
+        ("activation", c_int32),
+        ("group", c_int32),
+        ("weight", c_int64),
+        ("bias", c_int64),
+    )
+
+
+class Group(Structure):
+    _fields_ = (
+        ("parameter", c_void_p),
+        ("gradient", c_void_p),
+        ("exp_avg", c_void_p),
+        ("exp_avg_sq", c_void_p),
+        ("step", c_void_p),
+        ("learning_rate", c_void_p),
+        ("decay", c_void_p),
+        ("size", c_int64),
+        ("eps", c_float),
+        ("max_norm", c_float),
+        ("moves", c_int32),
+    )
+
+
+class Batch(Structure):
+    _fields_ = tuple(
+        (name, c_void_p)
+        for name in (
+            "observation",
+            "choice",
+            "action",
+            "legal",
+            "old_parameters",
+            "old_log_std",
+            "log_prob",
+            "advantage",
+            "target",
+            "old_value",
+            "task",
+        )
+    )
+
+
+class Plan(Structure):
+    _fields_ = (
+        ("shared", POINTER(Layer)),
+        ("actor", POINTER(Layer)),
+        ("critic", POINTER(Layer)),
+        ("n_shared", c_int32),
+        ("n_actor", c_int32),
+        ("n_critic", c_int32),
+        ("groups", POINTER(Group)),
+        ("n_groups", c_int32),
+        ("distribution", c_int32),
+        ("choices", c_void_p),
+        ("dims", c_int32),
+        ("log_std", c_void_p),
+        ("log_std_offset", c_int64),
+        ("actor_group", c_int32),
+        ("value_shift", c_void_p),
+        ("value_scale", c_void_p),
+        ("objective", c_int32),
+        ("learn_actor", c_int32),
+        ("learn_critic", c_int32),
+        ("standardize", c_int32),
+        ("clip_range", c_float),
+        ("dual_clip", c_float),
+        ("penalty", c_float),
+        ("entropy_coef", c_float),
+        ("value_coef", c_float),
+        ("value_clip", c_float),
+        ("value_huber", c_float),
+        ("max_norm", c_float),
+        ("kl_limit", c_float),
+        ("beta1", c_float),
+        ("beta2", c_float),
+        ("batch", Batch),
+        ("index", c_void_p),
+        ("weight", c_void_p),
+        ("minibatches", c_int64),
+        ("size", c_int64),
+        ("blocked", c_void_p),
+        ("means", c_void_p),
+        ("broken", c_void_p),
+        ("counted", c_void_p),
+    )
+
+
+MEANS = (
+    "train/policy_gradient_loss",
+    "train/entropy_loss",
+    "train/approx_kl",
+    "train/clip_fraction",
+    "train/kl",
+    "train/value_loss",
+    "train/loss",
+)
+"""The names of `Mean`."""

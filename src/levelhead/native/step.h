@@ -1,0 +1,257 @@
+// Epochs of minibatches: gather, forward, loss, backward, clip, Adam.
+
+// Memory for one call, zeroed: what is padded stays zero.
+class Arena {
+   public:
+    template <class T>
+    T *take(int64_t count) {
+        const size_t bytes = (sizeof(T) * count + 63) / 64 * 64;
+        void *p = std::aligned_alloc(64, bytes ? bytes : 64);
+        std::memset(p, 0, bytes);
+        blocks.push_back({p});
+        return static_cast<T *>(p);
+    }
+    Arena() = default;
+    Arena(const Arena &) = delete;
+    ~Arena() {
+        for (Block block : blocks) std::free(block.p);
+    }
+
+   private:
+    struct Block {  // of this namespace, so that no other instruction set's code for the vector is taken for ours
+        void *p;
+    };
+    std::vector<Block> blocks;
+};
+
+static Room make_room(const Layer &layer, int rows, Arena &arena) {
+    Room room{};
+    room.layer = layer;
+    room.in = padded(layer.inputs), room.out = padded(layer.outputs);
+    room.weight = arena.take<float>((int64_t)layer.inputs * room.out);
+    room.plain = arena.take<float>((int64_t)layer.outputs * room.in);
+    room.bias = arena.take<float>(room.out);
+    for (float **matrix : {&room.y, &room.slope, &room.dy}) *matrix = arena.take<float>((int64_t)rows * room.out);
+    room.dweight = arena.take<float>((int64_t)layer.outputs * room.in);
+    return room;
+}
+
+static std::vector<Room> make_rooms(const Layer *layers, int n, int rows, Arena &arena) {
+    std::vector<Room> rooms;
+    for (int i = 0; i < n; i++) rooms.push_back(make_room(layers[i], rows, arena));
+    return rooms;
+}
+
+static const float *forward(std::vector<Room> &rooms, const float *x, int rows) {
+    for (Room &room : rooms) {
+        forward(room, x, rows);
+        x = room.y;
+    }
+    return x;
+}
+
+// The gradient by the stack's input goes to dx unless that is null.
+static void backward(std::vector<Room> &rooms, const float *x, float *dx, int rows, const Group *groups) {
+    for (int i = (int)rooms.size() - 1; i >= 0; i--)
+        backward(rooms[i], i ? rooms[i - 1].y : x, i ? rooms[i - 1].dy : dx, rows, groups);
+}
+
+static float norm_of(const float *x, int64_t n) {
+    Vec total{};
+    int64_t i = 0;
+    for (; i + WIDTH <= n; i += WIDTH) total += load(x + i) * load(x + i);
+    float rest = sum(total);
+    for (; i < n; i++) rest += x[i] * x[i];
+    return std::sqrt(rest);
+}
+
+// Kingma and Ba 2015, algorithm 1, with the bias corrections in the step's length as torch has them.
+struct Adam {
+    float scale;  // of the gradient
+    float rate, length, wide, eps, keep1, keep2;
+
+    Adam(const Plan &plan, const Group &group, float gradient_scale)
+        : scale(gradient_scale), rate(*group.learning_rate), eps(group.eps), keep1(plan.beta1), keep2(plan.beta2) {
+        const double t = *group.step;
+        length = (float)(rate / (1.0 - std::pow((double)keep1, t)));
+        wide = (float)(1.0 / std::sqrt(1.0 - std::pow((double)keep2, t)));
+    }
+
+    void operator()(float *parameter, const float *gradient, float *exp_avg, float *exp_avg_sq) const {
+        const Vec g = load(gradient) * scale, old = load(exp_avg);
+        const Vec m = old + (1.0f - keep1) * (g - old);
+        const Vec v = keep2 * load(exp_avg_sq) + (1.0f - keep2) * g * g;
+        store(exp_avg, m);
+        store(exp_avg_sq, v);
+        store(parameter, load(parameter) - length * m / (root(v) * wide + eps));
+    }
+};
+
+static void adam(const Plan &plan, Group &group, float scale) {
+    *group.step += 1.0f;
+    const Adam step(plan, group, scale);
+    if (group.decay)
+        for (int64_t i = 0; i < group.size; i++) group.parameter[i] *= 1.0f - step.rate * group.decay[i];
+    float *const all[4] = {group.parameter, group.gradient, group.exp_avg, group.exp_avg_sq};
+    const int64_t whole = group.size / WIDTH * WIDTH, rest = group.size - whole;
+    for (int64_t i = 0; i < whole; i += WIDTH) step(all[0] + i, all[1] + i, all[2] + i, all[3] + i);
+    float last[4][WIDTH] = {};
+    for (int j = 0; j < 4; j++) std::memcpy(last[j], all[j] + whole, sizeof(float) * rest);
+    step(last[0], last[1], last[2], last[3]);
+    for (int j : {0, 2, 3}) std::memcpy(all[j] + whole, last[j], sizeof(float) * rest);
+}
+
+struct Learner {
+    const Plan &plan;
+    Arena arena;
+    int rows;  // of a minibatch, up to whole vectors
+    std::vector<Room> shared, actor, critic;
+    float *x, *critic_dx;
+    int64_t *index;
+    float *weight;
+    int logits = 0;
+    Categorical categorical;
+    Gaussian gaussian;
+
+    explicit Learner(const Plan &p)
+        : plan(p),
+          rows(padded((int)p.size)),
+          shared(make_rooms(p.shared, p.n_shared, rows, arena)),
+          actor(make_rooms(p.actor, p.n_actor, rows, arena)),
+          critic(make_rooms(p.critic, p.n_critic, rows, arena)),
+          categorical{p, 0, nullptr, nullptr},
+          gaussian{p, nullptr, nullptr, nullptr, nullptr} {
+        x = arena.take<float>((int64_t)rows * padded(inputs()));
+        critic_dx = arena.take<float>(shared.empty() ? 0 : (int64_t)rows * shared.back().out);
+        index = arena.take<int64_t>(rows);
+        weight = arena.take<float>(rows);
+        if (plan.distribution == CATEGORICAL) {
+            for (int d = 0; d < plan.dims; d++) categorical.logits += plan.choices[d];
+            categorical.log_p = arena.take<Vec>(categorical.logits);
+            categorical.old_log_p = arena.take<Vec>(categorical.logits);
+        } else {
+            for (Vec **room : {&gaussian.error, &gaussian.distance, &gaussian.ratio, &gaussian.log_std_slope})
+                *room = arena.take<Vec>(plan.dims);
+        }
+    }
+
+    int inputs() const {
+        return plan.n_shared ? plan.shared[0].inputs : plan.learn_actor ? plan.actor[0].inputs : plan.critic[0].inputs;
+    }
+
+    void gather_rows(int64_t minibatch) {
+        const int d = inputs(), stride = padded(d);
+        for (int r = 0; r < rows; r++) {
+            const bool real = r < plan.size;
+            index[r] = real ? plan.index[minibatch * plan.size + r] : plan.index[minibatch * plan.size];
+            weight[r] = real ? plan.weight[minibatch * plan.size + r] : 0.0f;
+            std::memcpy(x + (int64_t)r * stride, plan.batch.observation + index[r] * d, sizeof(float) * d);
+        }
+    }
+
+    Advantages advantages() const {
+        if (!plan.standardize) return {0.0f, 1.0f};
+        double n = 0, total = 0, squares = 0;
+        for (int r = 0; r < rows; r++)
+            if (weight[r] > 0) n++, total += plan.batch.advantage[index[r]];
+        const double mean = n ? total / n : 0;
+        for (int r = 0; r < rows; r++)
+            if (weight[r] > 0) squares += (plan.batch.advantage[index[r]] - mean) * (plan.batch.advantage[index[r]] - mean);
+        return {(float)mean, squares > 0 ? (float)(1 / std::sqrt(squares / n)) : 0.0f};
+    }
+
+    template <class Head>
+    void actor_loss(Head &head, Sums &sums) {
+        Room &last = actor.back();
+        const Advantages scale = advantages();
+        for (int r = 0; r < rows; r += WIDTH) {
+            const Rows block{index + r, load(weight + r)};
+            const float *y = last.y + (int64_t)r * last.out;
+            const Said said = head.evaluate(y, last.out, block);
+            const Slopes slopes = surrogate(plan, block, said, scale, sums);
+            head.backward(last.dy + (int64_t)r * last.out, last.out, block, slopes);
+        }
+    }
+
+    // Means over the minibatch, gradients in the groups.
+    Sums gradient(int64_t minibatch) {
+        Sums sums{};
+        for (int g = 0; g < plan.n_groups; g++)
+            std::memset(plan.groups[g].gradient, 0, sizeof(float) * plan.groups[g].size);
+        for (auto *rooms : {&shared, &actor, &critic})
+            for (Room &room : *rooms) read_parameters(room, plan.groups);
+        gather_rows(minibatch);
+        const float *features = forward(shared, x, rows);
+        if (plan.learn_actor) {
+            forward(actor, features, rows);
+            if (plan.distribution == CATEGORICAL) {
+                actor_loss(categorical, sums);
+            } else {
+                for (int d = 0; d < plan.dims; d++) gaussian.log_std_slope[d] = Vec{};
+                actor_loss(gaussian, sums);
+                if (plan.log_std_offset >= 0)
+                    for (int d = 0; d < plan.dims; d++)
+                        plan.groups[plan.actor_group].gradient[plan.log_std_offset + d] = sum(gaussian.log_std_slope[d]);
+            }
+            backward(actor, features, shared.empty() ? nullptr : shared.back().dy, rows, plan.groups);
+        }
+        if (plan.learn_critic) {
+            forward(critic, features, rows);
+            Room &last = critic.back();
+            std::memset(last.dy, 0, sizeof(float) * rows * last.out);
+            for (int r = 0; r < rows; r += WIDTH) {
+                const Rows block{index + r, load(weight + r)};
+                value_loss(plan, block, last.y + (int64_t)r * last.out, last.dy + (int64_t)r * last.out, last.out, sums);
+            }
+            // Alone, the critic leaves what it shares with the actor as it is.
+            backward(critic, features, shared.empty() || !plan.learn_actor ? nullptr : critic_dx, rows, plan.groups);
+        }
+        if (!shared.empty() && plan.learn_actor) {
+            float *dy = shared.back().dy;
+            if (plan.learn_critic)
+                for (int64_t i = 0; i < (int64_t)rows * shared.back().out; i += WIDTH)
+                    store(dy + i, load(dy + i) + load(critic_dx + i));
+            backward(shared, x, nullptr, rows, plan.groups);
+        }
+        sums.mean[LOSS] = (plan.learn_actor ? sums.mean[POLICY_LOSS] + plan.entropy_coef * sums.mean[ENTROPY_LOSS] : 0) +
+                          (plan.learn_critic ? plan.value_coef * sums.mean[VALUE_LOSS] : 0);
+        return sums;
+    }
+
+    // Whether the minibatch's step was within the limit on the divergence.
+    bool step(int64_t minibatch) {
+        const Sums sums = gradient(minibatch);
+        if (plan.kl_limit > 0 && sums.mean[KL] > plan.kl_limit) return false;
+        float norm[4] = {}, whole = 0;  // there are at most shared, actor and critic
+        for (int g = 0; g < plan.n_groups; g++) {
+            if (!plan.groups[g].moves) continue;
+            norm[g] = norm_of(plan.groups[g].gradient, plan.groups[g].size);
+            whole += norm[g] * norm[g];
+            plan.means[MEANS + g] += norm[g];
+        }
+        for (int m = 0; m < MEANS; m++) plan.means[m] += (float)sums.mean[m];
+        ++*plan.counted;
+        bool fine = std::isfinite((float)sums.mean[LOSS]);
+        plan.broken[0] |= !fine;
+        for (int g = 0; g < plan.n_groups; g++) {
+            if (!plan.groups[g].moves) continue;
+            plan.broken[1 + g] |= !std::isfinite(norm[g]);
+            fine &= std::isfinite(norm[g]);
+        }
+        if (!fine) *plan.blocked = 1.0f;
+        if (*plan.blocked != 0.0f) return true;
+        for (int g = 0; g < plan.n_groups; g++) {
+            if (!plan.groups[g].moves) continue;
+            const float length = plan.max_norm > 0 ? std::sqrt(whole) : norm[g];
+            const float limit = plan.max_norm > 0 ? plan.max_norm : plan.groups[g].max_norm;
+            adam(plan, plan.groups[g], length > limit ? limit / length : 1.0f);
+        }
+        return true;
+    }
+};
+
+void epochs(const Plan &plan) {
+    Learner learner(plan);
+    for (int64_t m = 0; m < plan.minibatches; m++)
+        if (!learner.step(m)) break;
+}
