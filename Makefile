@@ -35,10 +35,10 @@ format: $(DEV)
 	$(BIN)/python docs/links.py
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) src/levelhead/_native*.so
 
 # torch comes first and pinned, so that no resolver looks for another build of it.
-$(PACKAGE): pyproject.toml constraints.txt $(wildcard src/levelhead/native/*.cpp src/levelhead/native/*.h)
+$(PACKAGE): pyproject.toml setup.py constraints.txt $(wildcard src/levelhead/native/*.cpp src/levelhead/native/*.h)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade "pip>=25.1"
 	$(BIN)/pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$$(grep '^torch==' constraints.txt)"

@@ -110,7 +110,7 @@ def make_learner(
     optimizer = Optimizer(policy, OptimizerSettings(groups))
     control = KLControl(None, "minibatch", None)
     phases = [Epochs(criterion.joint, optimizer, Split(epochs, minibatches))]
-    return Learner(criterion, optimizer, control, phases, frozen=(), frozen_iterations=0, seed=seed)
+    return Learner(criterion, optimizer, control, phases, later=(), frozen=(), frozen_iterations=0, seed=seed)
 
 
 def configured_learner(policy: Policy, objective: Objective | ObjectiveKind = "clip", **options) -> Learner:

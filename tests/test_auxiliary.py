@@ -19,7 +19,8 @@ every_space = pytest.mark.parametrize("space", [CHOICES, REALS])
 
 
 def phase_of(learner) -> Auxiliary:
-    (phase,) = (phase for phase in learner.phases if isinstance(phase, Auxiliary))
+    (phase,) = learner.later
+    assert isinstance(phase, Auxiliary)
     return phase
 
 
@@ -27,7 +28,7 @@ def alone(policy, **options):
     """A learner that does nothing else, in every iteration."""
     optimizer = OptimizerConfig(learning_rate=constant(3e-3))
     learner = configured_learner(policy, auxiliary=AuxiliaryConfig(every=1, **options), optimizer=optimizer)
-    learner.phases = [phase_of(learner)]
+    learner.phases = []
     learner.advance(0.0, 0)
     return learner
 
@@ -123,6 +124,28 @@ def test_rows_that_are_not_valid_weigh_nothing():
         return snapshot(policy)
 
     assert same(after(tampered=False), after(tampered=True))
+
+
+def test_rollouts_that_wait_keep_their_own_rows():
+    policy = make_policy()
+    learner = configured_learner(policy, auxiliary=AuxiliaryConfig(every=2))
+    learner.advance(0.0, 0)
+    valid = torch.ones(12, dtype=torch.bool)  # written over by the next rollout, as a collector does
+    valid[3] = False
+    learn(learner, make_batch(policy, 12), valid)
+    (kept,) = phase_of(learner)._kept
+    valid.fill_(True)
+    assert kept.valid.sum() == 11
+
+
+def test_the_penalty_answers_to_the_policy_phases_alone():
+    moved = []
+    for every in (0, 1):
+        policy = make_policy()
+        learner = configured_learner(policy, "kl", auxiliary=AuxiliaryConfig(every=every))
+        learner.advance(0.0, 0)
+        moved.append(learn(learner, acted_on(policy, make_batch(policy, 60)))["train/kl"].item())
+    assert moved[0] == moved[1]
 
 
 def test_where_episodes_begin_anew_it_begins_anew():

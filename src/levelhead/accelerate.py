@@ -55,6 +55,8 @@ VALUE_HEADS: tuple[type[ValueHead], ...] = (
     TransformValueHead,
 )
 GROUPS = ("shared", "actor", "critic")
+WIDE = 2**17
+"""Weights in a layer from which on torch is faster; docs/log.md has the figures."""
 
 
 class UnsupportedError(Exception):
@@ -87,11 +89,15 @@ def _require_support(criterion: Criterion, control: KLControl | None) -> None:
     def one_of(part: object, kinds: Sequence[type]) -> None:
         require(type(part) in kinds, f"there is a {type(part).__name__}")
 
-    require(native.available(), "native code was not built, for want of a compiler at installation")
+    require(native.available(), "native code was not built, for want of a compiler at installation, or is out of date")
     require(policy.device.type == "cpu", f"the policy is on {policy.device.type}")
-    require(all(p.dtype == torch.float32 for p in policy.parameters()), "a parameter is not of float32")
-    hooked = any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in policy.modules())
-    require(not hooked, "a module has hooks")
+    for p in policy.parameters():
+        require(p.dtype == torch.float32, f"a parameter is of {p.dtype}")
+        require(p.requires_grad, "a parameter is frozen")
+        require(not p._backward_hooks and not p._post_accumulate_grad_hooks, "a parameter has hooks")
+    for module in policy.modules():
+        hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+        require(not any(hooks), "a module has hooks")
     one_of(policy, [Policy])
     one_of(policy.network, [Network])
     require([len(shape) for shape in policy.reader.shapes.values()] == [1], "observations are not one vector")
@@ -103,6 +109,8 @@ def _require_support(criterion: Criterion, control: KLControl | None) -> None:
         one_of(sigma, [ScheduledSigma, IndependentSigma])
         require(not isinstance(sigma, IndependentSigma) or sigma.bounds is None, "the standard deviation has bounds")
     one_of(policy.value_head, VALUE_HEADS)
+    for layer in (policy.action_head.linear, policy.value_head.linear):
+        require(type(layer) is nn.Linear and _has_bias(layer), "a head has another layer than its own")
     one_of(criterion.objective, list(OBJECTIVES))
     several = policy.value_head.output_dim > 1
     require(not (several and criterion.standardize), "each task's advantages are standardised over minibatches")
@@ -119,7 +127,7 @@ def _linears(torso: Torso) -> list[Linear]:
     """
     found: list[Linear] = []
     for module in _in_order(torso):
-        if type(module) is nn.Linear and getattr(module, "bias", None) is not None:
+        if type(module) is nn.Linear and _has_bias(module):
             found.append(Linear(module))
         elif type(module) in ACTIVATIONS and found and not found[-1].activation:
             if isinstance(module, nn.ELU) and module.alpha != 1.0:
@@ -130,6 +138,10 @@ def _linears(torso: Torso) -> list[Linear]:
     if len({id(linear.layer) for linear in found}) < len(found):
         raise UnsupportedError("a layer of the network stands in two places")
     return found
+
+
+def _has_bias(layer: nn.Linear) -> bool:
+    return isinstance(getattr(layer, "bias", None), nn.Parameter)
 
 
 def _in_order(module: nn.Module) -> Iterator[nn.Module]:
@@ -143,8 +155,13 @@ def _in_order(module: nn.Module) -> Iterator[nn.Module]:
         yield module
 
 
+def is_worthwhile(policy: Policy) -> bool:
+    """Whether native code is the faster one; where layers are wide, torch's matrix products are."""
+    return all(p.numel() <= WIDE for p in policy.parameters())
+
+
 class NativeEpochs(Epochs):
-    """`Epochs` in one call of native code, for the policies that `refusal` has nothing against.
+    """`Epochs` in one call of native code; torch takes over whenever `refusal` has something against it.
 
     Args:
         loss, optimizer, split, control: as `Epochs` has them.
@@ -157,12 +174,12 @@ class NativeEpochs(Epochs):
         super().__init__(loss, optimizer, split, control)
         self.criterion = criterion
         self._names = [name for name in GROUPS if name in optimizer.flat]
-        self._groups = self._build_groups()
-        self._stacks = self._build_stacks()
 
     def __call__(
         self, batch: Batch, valid: Tensor, orders: Orders, refresh: Refresh | None = None
     ) -> dict[str, Tensor]:
+        if refusal(self.criterion, self.control) is not None:  # a frozen layer, for example, since it was built
+            return super().__call__(batch, valid, orders, refresh)
         drawn = list(itertools.islice(orders, self.split.epochs))
         epochs = [list(minibatches(valid, self.split.minibatches, order)) for order in drawn]
         if refresh is None:  # then nothing happens between epochs
@@ -176,7 +193,7 @@ class NativeEpochs(Epochs):
         return self._means.take()
 
     def _build_groups(self) -> ctypes.Array[Group]:
-        """Where parameters and moments are; they stay there."""
+        """Where parameters and moments are."""
         optimizer, groups = self.optimizer, (Group * len(self._names))()
         for group, name in zip(groups, self._names, strict=True):
             flat, settings = optimizer.flat[name], optimizer.settings.groups[name]
@@ -216,6 +233,7 @@ class NativeEpochs(Epochs):
         """Steps on minibatches, given as indices of columns and weights."""
         plan = Plan()
         kept: list[Tensor] = []
+        _require_rows(batch, self.criterion.policy)
 
         def at(x: Tensor | None, dtype: torch.dtype = torch.float32) -> int | None:
             """The address of `x`, which stays until the call is over."""
@@ -224,10 +242,10 @@ class NativeEpochs(Epochs):
             kept.append(x.detach().to(dtype).contiguous())
             return kept[-1].data_ptr()
 
-        for name, layers in self._stacks.items():
+        for name, layers in self._build_stacks().items():
             setattr(plan, name, layers)
             setattr(plan, f"n_{name}", len(layers))
-        plan.groups, plan.n_groups = self._groups, len(self._groups)
+        plan.groups, plan.n_groups = self._build_groups(), len(self._names)
         for name in ("observation", "log_prob", "advantage", "target", "old_value"):
             setattr(plan.batch, name, at(getattr(batch, name)))
         plan.batch.task = at(batch.task, torch.int64)
@@ -238,8 +256,8 @@ class NativeEpochs(Epochs):
         self._write_losses(plan, at)
         self._write_optimizer(plan)
 
-        means = torch.zeros(len(MEANS) + len(self._groups))
-        broken = torch.zeros(1 + len(self._groups), dtype=torch.uint8)
+        means = torch.zeros(len(MEANS) + len(self._names))
+        broken = torch.zeros(1 + len(self._names), dtype=torch.uint8)
         counted = torch.zeros((), dtype=torch.int64)
         plan.means, plan.broken, plan.counted = means.data_ptr(), broken.data_ptr(), counted.data_ptr()
         native.run_epochs(plan)
@@ -300,6 +318,21 @@ class NativeEpochs(Epochs):
         faults = dict(zip(("loss", *(f"{name} gradient" for name in self._names)), broken.unbind(), strict=True))
         names = ("loss", *(f"{name} gradient" for name in self.groups))
         self.optimizer.check(names, torch.stack([torch.where(faults[name] > 0, torch.nan, 0.0) for name in names]))
+
+
+def _require_rows(batch: Batch, policy: Policy) -> None:
+    """Refuses numbers that native code would take for addresses, with ValueError."""
+    head, tasks = policy.action_head, policy.value_head.output_dim
+    if batch.begins.shape[0] != 1:
+        raise ValueError(f"columns of {batch.begins.shape[0]} steps; expected rows, which are columns of one")
+    if isinstance(head, CategoricalHead | MultiCategoricalHead):
+        counts = torch.tensor(head.actions if isinstance(head, MultiCategoricalHead) else head.code_dim)
+        if bool(((batch.action < 0) | (batch.action >= counts)).any()):
+            raise ValueError(f"an action is not among the {counts.tolist()} choices")
+    if (batch.task is None) != (tasks == 1) or (
+        batch.task is not None and not 0 <= batch.task.min() <= batch.task.max() < tasks
+    ):
+        raise ValueError(f"rows don't say which of {tasks} tasks they belong to")
 
 
 def _output_layer(head: ActionHead) -> nn.Linear:

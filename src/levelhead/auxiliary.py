@@ -30,7 +30,8 @@ class Auxiliary(Phase):
 
     A linear layer on the actor's features learns to predict value targets, and what is below it learns with it, as far
     as the divergence from the policy before the phase lets it; the critic learns once more beside. Unlike the paper's,
-    a minibatch is of one rollout, and Adam's moments are those of the other phases.
+    a minibatch is of one rollout, Adam's moments are those of the other phases, and where the targets' axis has moved,
+    the layer has the way to go.
 
     Args:
         criterion: of the critic, and of the policy.
@@ -75,7 +76,7 @@ class Auxiliary(Phase):
         refresh: Refresh | None = None,  # noqa: ARG002  # targets are those of their iterations
     ) -> dict[str, Tensor]:
         target = self.criterion.policy.value_head.denormalize(batch.target, task=batch.task)
-        self._kept.append(_Kept(batch, valid, target))
+        self._kept.append(_Kept(batch, valid.clone(), target))  # the collector writes over its own
         if len(self._kept) < self.every:
             return {}
         rollouts = [(self._as_of_now(kept), kept.valid) for kept in self._kept]

@@ -28,6 +28,7 @@ class Learner:
         optimizer: what they take their steps with.
         control: of these by the policy's divergence.
         phases: of every iteration, in order.
+        later: those that come when the objective has taken note of how far the policy has moved.
         frozen: those of the first iterations, in which the actor stays as it is.
         frozen_iterations: the number of these.
         seed: of the run.
@@ -40,6 +41,7 @@ class Learner:
         optimizer: Optimizer,
         control: KLControl,
         phases: Sequence[Phase],
+        later: Sequence[Phase],
         frozen: Sequence[Phase],
         frozen_iterations: int,
         seed: int,
@@ -49,6 +51,7 @@ class Learner:
         self.optimizer = optimizer
         self.control = control
         self.phases = phases
+        self.later = later
         self.frozen = frozen
         self.frozen_iterations = frozen_iterations
         self.seed = seed
@@ -65,7 +68,7 @@ class Learner:
         self.optimizer.advance(progress, iteration)
         self.control.advance(progress)
         self.criterion.policy.action_head.advance(progress)
-        for phase in self.phases:
+        for phase in (*self.phases, *self.later):
             phase.advance(progress)
 
     def learn(
@@ -99,6 +102,8 @@ class Learner:
             metrics = {**phase(batch, valid, orders, refreshed), **metrics}
         if iteration >= self.frozen_iterations:
             metrics |= self._adapt(batch, valid)
+            for phase in self.later:
+                metrics = {**phase(batch, valid, orders, refreshed), **metrics}
         if "train/entropy_loss" in metrics:
             metrics["entropy/action"] = -metrics["train/entropy_loss"]
         return {
@@ -120,7 +125,7 @@ class Learner:
 
     def forget(self) -> None:
         """Drops what phases keep of earlier rollouts."""
-        for phase in self.phases:
+        for phase in (*self.phases, *self.later):
             phase.forget()
 
     def faults(self) -> dict[str, Tensor]:
@@ -137,5 +142,5 @@ class Learner:
             part.load_state_dict({name.removeprefix(prefix): x for name, x in state.items() if name.startswith(prefix)})
 
     def _parts(self) -> dict[str, Optimizer | Objective | Phase]:
-        phases = {f"phase{i}.": phase for i, phase in enumerate(self.phases)}
+        phases = {f"phase{i}.": phase for i, phase in enumerate((*self.phases, *self.later))}
         return {"optimizer.": self.optimizer, "objective.": self.criterion.objective, **phases}

@@ -59,7 +59,7 @@ class Trainer:
 
     Raises:
         TrainingFault: (while iterating) something was not finite. No optimiser step was taken on it, and the state is
-            again that from before the iteration.
+            again that from before the iteration, but for the rollouts that an auxiliary phase had kept.
     """
 
     def __init__(

@@ -51,7 +51,7 @@ def test_a_missing_package_is_an_error_that_names_the_extra(package, monkeypatch
         make_gymnasium("ALE/Pong-v5", 1)
 
 
-@pytest.mark.parametrize("name", ["frameskip", "obs_type", "sound_obs", "continuous"])
+@pytest.mark.parametrize("name", ["frameskip", "obs_type", "sound_obs", "continuous", "max_episode_steps"])
 def test_an_argument_that_the_preprocessing_decides_is_refused(name):
     with pytest.raises(lh.ConfigError, match=rf"env\.kwargs hold {name}"):
         make_gymnasium("ALE/Pong-v5", 1, {name: 1})

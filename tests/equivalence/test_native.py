@@ -212,6 +212,27 @@ def test_where_the_rollout_is_broken_nothing_moves():
     assert same(snapshot(policy), before)
 
 
+def test_what_stops_at_the_limit_is_named_too():
+    for engine in ("torch", "native"):
+        policy = make_policy()
+        learner = configured_learner(policy, engine=engine, ppo=PPOConfig(minibatches=1, kl_limit=constant(1e-9)))
+        learner.advance(0.0, 0)
+        batch = acted_on(policy, make_batch(policy, 30))
+        nn.init.normal_(policy.action_head.linear.weight)
+        batch.target[0, 3] = torch.nan
+        learn(learner, batch)
+        assert {name for name, broken in learner.faults().items() if broken} == {"loss", "critic gradient"}
+
+
+@pytest.mark.parametrize("size", [1, 1e6])
+def test_advantages_that_differ_by_rounding_alone_are_all_the_same(size):
+    def batch(policy):
+        rows = make_batch(policy, 150)
+        return replace(rows, advantage=size * (0.5 + 6e-8 * (torch.arange(150) % 2).float().unsqueeze(0)))
+
+    agree(outcomes(make_policy, options_of("advantages by minibatch"), batch=batch))
+
+
 # -- what it doesn't accept --------------------------------------------------------------------------------------
 
 REFUSED = {
@@ -241,7 +262,9 @@ class Other(MultiCategoricalHead):
     """The same."""
 
 
-@pytest.mark.parametrize("part", ["objective", "hook", "twice", "dtype", "alpha"])
+@pytest.mark.parametrize(
+    "part", ["objective", "hook", "twice", "dtype", "alpha", "frozen", "gradient hook", "head", "wide"]
+)
 def test_parts_of_your_own_go_to_torch(part):
     network = NetworkConfig(actor=(8, 8), critic=(8,), activation="elu")
     policy = build_policy(Config("toy", network=network, device="cpu"), OBSERVATIONS, CHOICES)
@@ -256,6 +279,14 @@ def test_parts_of_your_own_go_to_torch(part):
             policy.double()
         case "alpha":
             layers[1] = nn.ELU(0.5)
+        case "frozen":
+            layers[0].weight.requires_grad_(False)
+        case "gradient hook":
+            layers[0].weight.register_hook(lambda gradient: 0 * gradient)
+        case "head":
+            policy.action_head.linear = nn.Linear(8, 4, bias=False)
+        case "wide":
+            layers[0] = nn.Linear(3, 2**16)
         case _:
             pass
     objective = Louder(constant(0.2)) if part == "objective" else "clip"
@@ -271,6 +302,41 @@ def test_parts_of_your_own_go_to_torch(part):
 )
 def test_what_every_epoch_or_minibatch_decides_goes_to_torch(options):
     assert configured_learner(make_policy(), engine="auto", **options).engine.startswith("torch: ")
+
+
+def test_parameters_may_move_in_memory_and_be_frozen_later():
+    found = []
+    for engine in ("torch", "native"):
+        policy = make_policy()
+        learner = configured_learner(policy, engine=engine)
+        policy.share_memory()
+        learner.advance(0.0, 0)
+        learn(learner, make_batch(policy, 30))
+        policy.network.actor.layers[0][0].weight.requires_grad_(False)
+        learn(learner, make_batch(policy, 30), iteration=1)
+        found.append(snapshot(policy))
+    for name, x in found[0].items():
+        torch.testing.assert_close(found[1][name], x, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "tasks"),
+    [({"action": torch.full((1, 30), 4)}, 1), ({"task": None}, 3), ({"task": torch.full((1, 30), 3)}, 3)],
+)
+def test_numbers_that_would_lead_out_of_memory_are_refused(changes, tasks):
+    policy = make_policy(tasks=tasks)
+    learner = configured_learner(policy, engine="native")
+    with pytest.raises(ValueError, match=r"an action is not among|rows don't say"):
+        learn(learner, replace(make_batch(policy, 30), **changes))
+
+
+def test_a_library_of_other_sources_is_not_called(monkeypatch):
+    monkeypatch.setattr(native, "LAYOUT", 0)
+    native._library.cache_clear()
+    try:
+        assert not native.available()
+    finally:
+        native._library.cache_clear()
 
 
 def test_auto_says_which_instructions_it_uses():

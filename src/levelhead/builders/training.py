@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from levelhead import native
-from levelhead.accelerate import NativeEpochs, refusal
+from levelhead.accelerate import NativeEpochs, is_worthwhile, refusal
 from levelhead.advantages import (
     AdvantageScaling,
     HeadScaledAdvantage,
@@ -192,12 +192,16 @@ def build_learner(config: Config, policy: Policy, objective: Objective) -> Learn
             phases = [run(loss, split, watched)]
     own = critic.minibatches or ppo.minibatches
     phases = [*critic_epochs(critic.epochs_before, own), *phases, *critic_epochs(critic.epochs_after, own)]
+    later: list[Phase] = []
     if layer is not None:
         every, clone_coef = auxiliary.every, Coefficient(auxiliary.clone_coef, policy.device)
         own_split = Split(auxiliary.epochs, ppo.minibatches)
-        phases.append(Auxiliary(criterion, layer, optimizer, own_split, every, clone_coef))
+        later.append(Auxiliary(criterion, layer, optimizer, own_split, every, clone_coef))
     engine = f"native code, {native.best_instruction_set()}" if reason is None else f"torch: {reason}"
-    return Learner(criterion, optimizer, control, phases, fitted, ppo.freeze_actor, config.seed, engine)
+    in_torch = ["the trust region"] * isinstance(objective, TrustRegionObjective) + ["the auxiliary phase"] * len(later)
+    if reason is None and in_torch:
+        engine += f"; {' and '.join(in_torch)} by torch"
+    return Learner(criterion, optimizer, control, phases, later, fitted, ppo.freeze_actor, config.seed, engine)
 
 
 def _native_refusal(config: Config, criterion: Criterion, control: KLControl | None) -> str | None:
@@ -211,6 +215,8 @@ def _native_refusal(config: Config, criterion: Criterion, control: KLControl | N
     reason = refusal(criterion, control)
     if config.engine == "native" and reason is not None:
         raise ConfigError(f"engine is native, which doesn't go with this run: {reason}; accepted: auto, torch")
+    if config.engine == "auto" and reason is None and not is_worthwhile(criterion.policy):
+        return "it is faster where layers are wide"
     return reason
 
 

@@ -10,8 +10,8 @@ from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation
 
 from levelhead.errors import ConfigError
 
-FIXED = ("frameskip", "obs_type", "sound_obs", "continuous")
-"""Arguments of the games that the preprocessing decides."""
+FIXED = ("frameskip", "obs_type", "sound_obs", "continuous", "max_episode_steps")
+"""Arguments of the games that the preprocessing decides, or would count in frames."""
 
 
 def is_atari(env_id: str) -> bool:

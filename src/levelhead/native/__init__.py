@@ -4,7 +4,7 @@ import ctypes
 from functools import cache
 from importlib.util import find_spec
 
-from levelhead.native.plan import Plan
+from levelhead.native.plan import LAYOUT, Plan
 
 INSTRUCTION_SETS = ("portable", "avx2", "avx512")
 
@@ -12,11 +12,15 @@ INSTRUCTION_SETS = ("portable", "avx2", "avx512")
 @cache
 def _library() -> ctypes.CDLL | None:
     spec = find_spec("levelhead._native")
-    return None if spec is None or spec.origin is None else ctypes.CDLL(spec.origin)
+    if spec is None or spec.origin is None:
+        return None
+    library = ctypes.CDLL(spec.origin)
+    library.levelhead_layout.restype = ctypes.c_int64
+    return library if library.levelhead_layout() == LAYOUT else None
 
 
 def available() -> bool:
-    """Whether the code was built."""
+    """Whether the code was built, and from these sources."""
     return _library() is not None
 
 

@@ -1,5 +1,8 @@
 // The kernels for avx512.
 #if defined(__x86_64__)
+#if defined(__clang__)
+#error "clang takes no target from a pragma: build with GCC"
+#endif
 #include "headers.h"
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512dq,avx512vl,avx512bw,avx2,fma")

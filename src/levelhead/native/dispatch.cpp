@@ -13,10 +13,16 @@ void epochs(const Plan &);
 
 enum Isa { PORTABLE, AVX2, AVX512 };
 
+// So that a library that was built from other sources is not called.
+extern "C" int64_t levelhead_layout() {
+    return ((sizeof(Plan) * 1000 + sizeof(Batch)) * 1000 + sizeof(Group)) * 1000 + sizeof(Layer);
+}
+
 extern "C" int levelhead_best_isa() {
 #if defined(__x86_64__)
     __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+        __builtin_cpu_supports("avx512bw"))
         return AVX512;
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return AVX2;
 #endif

@@ -135,13 +135,18 @@ struct Gaussian {
 };
 
 struct Advantages {  // of a minibatch, standardised once more where the plan says so
-    float mean, factor;
+    double mean;
+    float factor;
 };
+
+static const double ROUNDING = 1e-6;  // of the largest number, as in numerics.py
 
 // Loss, its slopes, and what is reported, of one block.
 static inline Slopes surrogate(const Plan &plan, const Rows &rows, const Said &said, const Advantages &scale,
                                Sums &sums) {
-    const Vec w = rows.weight, advantage = (gather(plan.batch.advantage, rows) - scale.mean) * scale.factor;
+    const Vec w = rows.weight;
+    Vec advantage;
+    for (int i = 0; i < WIDTH; i++) advantage[i] = (float)(plan.batch.advantage[rows.index[i]] - scale.mean) * scale.factor;
     const Vec log_ratio = said.log_prob - gather(plan.batch.log_prob, rows), ratio = exp_(log_ratio);
     Vec loss{}, slope{};  // by log-probability
     switch (plan.objective) {

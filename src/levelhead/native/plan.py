@@ -1,6 +1,7 @@
 """What `plan.h` declares, for ctypes."""
 
-from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_void_p
+from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_void_p, sizeof
+from functools import reduce
 
 
 class Layer(Structure):
@@ -93,6 +94,9 @@ class Plan(Structure):
         ("counted", c_void_p),
     )
 
+
+LAYOUT = reduce(lambda digits, kind: digits * 1000 + sizeof(kind), (Plan, Batch, Group, Layer), 0)
+"""Sizes, as `levelhead_layout` tells them."""
 
 MEANS = (
     "train/policy_gradient_loss",

@@ -7,6 +7,7 @@ class Arena {
     T *take(int64_t count) {
         const size_t bytes = (sizeof(T) * count + 63) / 64 * 64;
         void *p = std::aligned_alloc(64, bytes ? bytes : 64);
+        if (!p) std::abort();
         std::memset(p, 0, bytes);
         blocks.push_back({p});
         return static_cast<T *>(p);
@@ -151,13 +152,18 @@ struct Learner {
 
     Advantages advantages() const {
         if (!plan.standardize) return {0.0f, 1.0f};
-        double n = 0, total = 0, squares = 0;
-        for (int r = 0; r < rows; r++)
-            if (weight[r] > 0) n++, total += plan.batch.advantage[index[r]];
-        const double mean = n ? total / n : 0;
+        double n = 0, total = 0, squares = 0, largest = 0;
+        for (int r = 0; r < rows; r++) {
+            if (weight[r] <= 0) continue;
+            const double x = plan.batch.advantage[index[r]];
+            n++, total += x, largest = std::fabs(x) > largest ? std::fabs(x) : largest;
+        }
+        const double mean = n > 0 ? total / n : 0;
         for (int r = 0; r < rows; r++)
             if (weight[r] > 0) squares += (plan.batch.advantage[index[r]] - mean) * (plan.batch.advantage[index[r]] - mean);
-        return {(float)mean, squares > 0 ? (float)(1 / std::sqrt(squares / n)) : 0.0f};
+        const double std = n > 0 ? std::sqrt(squares / n) : 0;
+        if (std != std) return {0.0f, (float)std};
+        return {mean, std > ROUNDING * largest ? (float)(1 / std) : 0.0f};  // what varies by rounding alone doesn't vary
     }
 
     template <class Head>
@@ -221,16 +227,12 @@ struct Learner {
     // Whether the minibatch's step was within the limit on the divergence.
     bool step(int64_t minibatch) {
         const Sums sums = gradient(minibatch);
-        if (plan.kl_limit > 0 && sums.mean[KL] > plan.kl_limit) return false;
         float norm[4] = {}, whole = 0;  // there are at most shared, actor and critic
         for (int g = 0; g < plan.n_groups; g++) {
             if (!plan.groups[g].moves) continue;
             norm[g] = norm_of(plan.groups[g].gradient, plan.groups[g].size);
             whole += norm[g] * norm[g];
-            plan.means[MEANS + g] += norm[g];
         }
-        for (int m = 0; m < MEANS; m++) plan.means[m] += (float)sums.mean[m];
-        ++*plan.counted;
         bool fine = std::isfinite((float)sums.mean[LOSS]);
         plan.broken[0] |= !fine;
         for (int g = 0; g < plan.n_groups; g++) {
@@ -239,6 +241,10 @@ struct Learner {
             fine &= std::isfinite(norm[g]);
         }
         if (!fine) *plan.blocked = 1.0f;
+        if (plan.kl_limit > 0 && sums.mean[KL] > plan.kl_limit) return false;
+        for (int m = 0; m < MEANS; m++) plan.means[m] += (float)sums.mean[m];
+        for (int g = 0; g < plan.n_groups; g++) plan.means[MEANS + g] += norm[g];
+        ++*plan.counted;
         if (*plan.blocked != 0.0f) return true;
         for (int g = 0; g < plan.n_groups; g++) {
             if (!plan.groups[g].moves) continue;
