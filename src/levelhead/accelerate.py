@@ -329,9 +329,8 @@ def _require_rows(batch: Batch, policy: Policy) -> None:
         counts = torch.tensor(head.actions if isinstance(head, MultiCategoricalHead) else head.code_dim)
         if bool(((batch.action < 0) | (batch.action >= counts)).any()):
             raise ValueError(f"an action is not among the {counts.tolist()} choices")
-    if (batch.task is None) != (tasks == 1) or (
-        batch.task is not None and not 0 <= batch.task.min() <= batch.task.max() < tasks
-    ):
+    known = tasks == 1 if batch.task is None else bool(((batch.task >= 0) & (batch.task < tasks)).all())
+    if not known:
         raise ValueError(f"rows don't say which of {tasks} tasks they belong to")
 
 
