@@ -73,6 +73,11 @@ def constant_learning_rate(config: lh.Config) -> dict[str, Any]:
     return with_optimizer(learning_rate=constant(config.optimizer.learning_rate.start))(config)
 
 
+def layered(config: lh.Config) -> dict[str, Any]:
+    its = lh.preset(config.env_id, kind="layered")
+    return {"env": config.env_id, "config": replace(config, network=its.network, optimizer=its.optimizer)}
+
+
 def auxiliary_phase(config: lh.Config) -> dict[str, Any]:
     return {"env": config.env_id, "config": replace(config, auxiliary=lh.AuxiliaryConfig(every=8))}
 
@@ -87,6 +92,10 @@ VARIANTS: dict[str, Variant] = {
     "value clip of 0.2": with_ppo(value_clip=constant(0.2)),
     "constant learning rate": constant_learning_rate,
     "Adam's eps 1e-8": with_optimizer(eps=1e-8),
+    "rates for actor and critic: 3e-4 and 1e-3": with_optimizer(
+        actor=lh.GroupConfig(constant(3e-4), eps=1e-8), critic=lh.GroupConfig(constant(1e-3), eps=1e-5)
+    ),
+    "preset layered": layered,
     "PyTorch's initial weights": initialized_by_torch,
     "time limits as ends": time_limits_as_ends,
     "auxiliary phase every 8 iterations": auxiliary_phase,

@@ -22,7 +22,7 @@ from levelhead.divergence import KLControl
 from levelhead.native.plan import MEANS, Group, Layer, Plan
 from levelhead.networks import Network, Policy, Torso
 from levelhead.objectives import A2CObjective, ClipObjective, KLObjective, Objective, TrustRegionObjective, VPGObjective
-from levelhead.optimizer import Optimizer
+from levelhead.optimizer import GROUPS, Optimizer
 from levelhead.phases import Epochs, Orders, Refresh, Split, minibatches
 from levelhead.rollout import Batch
 from levelhead.values import (
@@ -54,7 +54,6 @@ VALUE_HEADS: tuple[type[ValueHead], ...] = (
     LinearValueHead,
     TransformValueHead,
 )
-GROUPS = ("shared", "actor", "critic")
 WIDE = 2**17
 """Weights in a layer from which on torch is faster; docs/log.md has the figures."""
 

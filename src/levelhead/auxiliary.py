@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from levelhead.criterion import Criterion, Terms
 from levelhead.metrics import RunningMean
 from levelhead.numerics import pick
-from levelhead.optimizer import ACTING, AUXILIARY, Optimizer
+from levelhead.optimizer import AUXILIARY, GROUPS, Optimizer
 from levelhead.phases import Orders, Phase, Refresh, Split, minibatches
 from levelhead.rollout import Batch
 from levelhead.schedules import Coefficient
@@ -61,7 +61,7 @@ class Auxiliary(Phase):
         self.split = split
         self.every = every
         self.clone_coef = clone_coef
-        self.groups = tuple(name for name in (*ACTING, "critic", AUXILIARY) if name in optimizer.flat)
+        self.groups = tuple(name for name in (*GROUPS, AUXILIARY) if name in optimizer.flat)
         self._kept: list[_Kept] = []
         self._means = RunningMean(self.NAMES, layer.weight.device)
 

@@ -12,7 +12,7 @@ from levelhead.losses import approximate_kl
 from levelhead.networks import Policy, State
 from levelhead.numerics import pick
 from levelhead.objectives import Objective
-from levelhead.optimizer import ACTING
+from levelhead.optimizer import ACTING, GROUPS
 from levelhead.rollout import Batch
 from levelhead.schedules import Coefficient, Schedule
 from levelhead.tree import Tree, tree_map
@@ -99,7 +99,7 @@ class Criterion:
         critic_names = ("train/value_loss",)
         self.actor = Loss(self._actor_alone, actor_names, ACTING)
         self.critic = Loss(self._critic_alone, critic_names, ("critic",))
-        self.joint = Loss(self._both, (*actor_names, *critic_names), (*ACTING, "critic"))
+        self.joint = Loss(self._both, (*actor_names, *critic_names), GROUPS)
 
     def advance(self, progress: float) -> None:
         """Moves every schedule to `progress`, the share of training done."""

@@ -15,6 +15,8 @@ from levelhead.tree import restore
 Clipping = Literal["separate", "global"]
 ACTING = ("shared", "actor")
 """The groups that decide what the policy does."""
+GROUPS = (*ACTING, "critic")
+"""All of a policy's groups, by the names of `Policy.groups`."""
 AUXILIARY = "auxiliary"
 """The group that helps others to learn."""
 

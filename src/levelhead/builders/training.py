@@ -32,7 +32,7 @@ from levelhead.objectives import (
     TrustRegionObjective,
     VPGObjective,
 )
-from levelhead.optimizer import AUXILIARY, GroupSettings, Optimizer, OptimizerSettings
+from levelhead.optimizer import AUXILIARY, GROUPS, GroupSettings, Optimizer, OptimizerSettings
 from levelhead.phases import Epochs, Phase, Split
 from levelhead.rewards import RewardTransform
 from levelhead.schedules import Coefficient
@@ -88,7 +88,7 @@ def _check_fit(config: Config, env: VecEnv, policy: Policy, advantage: Advantage
     ):
         if used and not head.has_statistics:
             raise ConfigError(f"{name} has nothing to act on: {type(head).__name__} keeps no statistics")
-    for name in ("shared", "actor", "critic"):
+    for name in GROUPS:
         if name not in policy.groups() and getattr(config.optimizer, name) != GroupConfig():
             raise ConfigError(f"optimizer.{name} has nothing to act on: the network has no such parameters")
 
@@ -167,8 +167,11 @@ def build_learner(config: Config, policy: Policy, objective: Objective) -> Learn
         standardize=ppo.advantage == "minibatch",
     )
     criterion = Criterion(policy, objective, settings, kl=objective.needs_kl or control.needs_kl)
-    layer = _auxiliary_layer(policy) if config.auxiliary.every else None
+    layer = _auxiliary_layer(policy) if auxiliary.every else None
     optimizer = _build_optimizer(config, policy, layer)
+
+    watched = control if control.needs_kl else None
+    reason = _native_refusal(config, criterion, watched)
 
     def run(loss: Loss, split: Split, control: KLControl | None = None) -> Epochs:
         if reason is None:
@@ -178,8 +181,6 @@ def build_learner(config: Config, policy: Policy, objective: Objective) -> Learn
     def critic_epochs(epochs: int, minibatches: int) -> list[Phase]:
         return [run(criterion.critic, Split(epochs, minibatches))] if epochs else []
 
-    watched = control if control.needs_kl else None
-    reason = _native_refusal(config, criterion, watched)
     split = Split(ppo.epochs, ppo.minibatches)
     fitted = critic_epochs(ppo.epochs, ppo.minibatches)
     match objective:
@@ -222,7 +223,7 @@ def _native_refusal(config: Config, criterion: Criterion, control: KLControl | N
 
 def _build_optimizer(config: Config, policy: Policy, auxiliary: nn.Linear | None) -> Optimizer:
     common = config.optimizer
-    groups = {name: _group(config, getattr(common, name)) for name in ("shared", "actor", "critic")}
+    groups = {name: _group(config, getattr(common, name)) for name in GROUPS}
     settings = OptimizerSettings(
         groups=groups if auxiliary is None else {**groups, AUXILIARY: _group(config, GroupConfig())},
         max_grad_norm=common.max_grad_norm if common.clip == "global" else None,

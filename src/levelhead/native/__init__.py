@@ -31,7 +31,7 @@ def best_instruction_set() -> str:
     return INSTRUCTION_SETS[0 if library is None else library.levelhead_best_isa()]
 
 
-def run_epochs(plan: Plan, instruction_set: str | None = None) -> None:
+def run_epochs(plan: Plan) -> None:
     """All minibatches of a plan, which says where everything is; other threads run meanwhile.
 
     Raises:
@@ -40,5 +40,4 @@ def run_epochs(plan: Plan, instruction_set: str | None = None) -> None:
     library = _library()
     if library is None:
         raise RuntimeError("levelhead's native code was not built")
-    chosen = INSTRUCTION_SETS.index(instruction_set or best_instruction_set())
-    library.levelhead_epochs(ctypes.byref(plan), chosen)
+    library.levelhead_epochs(ctypes.byref(plan), INSTRUCTION_SETS.index(best_instruction_set()))

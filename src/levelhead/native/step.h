@@ -110,7 +110,6 @@ struct Learner {
     float *x, *critic_dx;
     int64_t *index;
     float *weight;
-    int logits = 0;
     Categorical categorical;
     Gaussian gaussian;
 
