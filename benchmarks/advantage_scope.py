@@ -55,7 +55,7 @@ class Recorded(GAE):
 def parts(advantage: Tensor, minibatch: int, order: torch.Generator) -> dict[str, list[Tensor]]:
     """By scope, its share of the rows for each part."""
     rows = advantage.flatten()
-    split = minibatches(torch.ones(1, len(rows), dtype=torch.bool), minibatch, order)
+    split = zip(*minibatches(torch.ones(1, len(rows), dtype=torch.bool), minibatch, order), strict=True)
     return {
         "minibatch": [rows[index[weight > 0]] for index, weight in split],
         "rank": [part.flatten() for part in advantage.chunk(RANKS, 1)],

@@ -200,7 +200,7 @@ def test_the_metrics_of_an_iteration_do_not_reach_the_next(objective):
 def test_weights_of_every_minibatch_sum_to_1_over_its_valid_rows(columns, count):
     valid = torch.rand(3, columns, generator=torch.Generator().manual_seed(1)) < 0.6
     seen = torch.zeros(columns)
-    for index, weight in minibatches(valid, count, torch.Generator().manual_seed(0)):
+    for index, weight in zip(*minibatches(valid, count, torch.Generator().manual_seed(0)), strict=True):
         rows = weight.view(3, len(index))
         assert weight.sum().item() == pytest.approx(1.0 if rows.any() else 0.0)
         assert ((rows > 0) <= valid[:, index]).all()

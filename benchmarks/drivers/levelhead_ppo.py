@@ -16,13 +16,16 @@ task, seed = TASKS[sys.argv[1]], int(sys.argv[2])
 meter = Meter()
 
 
-class Watch(lh.ClipObjective):
-    """Ticks when an iteration begins."""
+advance = lh.ClipObjective.advance
 
-    def advance(self, progress: float) -> None:
-        super().advance(progress)
-        meter.iteration(round(progress * task.steps))
 
+def watched(objective: lh.ClipObjective, progress: float) -> None:
+    """Ticks when an iteration begins. (An objective of another class would keep native code away.)"""
+    advance(objective, progress)
+    meter.iteration(round(progress * task.steps))
+
+
+lh.ClipObjective.advance = watched
 
 config = lh.Config(
     task.env_id,
@@ -36,13 +39,14 @@ config = lh.Config(
         gamma=task.gamma,
         epochs=task.epochs,
         minibatches=task.minibatches,
+        clip_range=constant(0.2),
         entropy_coef=constant(task.entropy_coef),
         value_clip=constant(0.2),
     ),
     optimizer=lh.OptimizerConfig(learning_rate=Schedule(task.learning_rate, 0.0)),
 )
 with tempfile.TemporaryDirectory() as directory:
-    run = lh.train(task.env_id, config=config, run_dir=directory, objective=Watch(constant(0.2)))
+    run = lh.train(task.env_id, config=config, run_dir=directory)
     meter.iteration(run.step)
     last = json.loads((run.directory / "metrics.jsonl").read_text().splitlines()[-1])
     meter.returns.append(last["rollout/ep_rew_mean"])

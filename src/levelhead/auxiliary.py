@@ -85,7 +85,7 @@ class Auxiliary(Phase):
             parts = [
                 (batch, *part)
                 for batch, valid in rollouts
-                for part in minibatches(valid, self.split.minibatches, order)
+                for part in zip(*minibatches(valid, self.split.minibatches, order), strict=True)
             ]
             for i in torch.randperm(len(parts), generator=order).tolist():
                 batch, index, weight = parts[i]

@@ -2,11 +2,14 @@
 
 import itertools
 from collections import deque
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from levelhead.acting import Actor
 from levelhead.envs import VecEnv
 from levelhead.errors import ConfigError
 from levelhead.masks import require_legal
@@ -21,6 +24,34 @@ EPISODE_WINDOW = 100
 """Episode statistics are means over this many latest episodes of a task, as in Stable-Baselines3."""
 
 
+class Rows:
+    """A tensor `[T, N, ...]` that is written row by row, from tensors or arrays.
+
+    Args:
+        tensor: is written to.
+        name: of what it holds, for errors.
+    """
+
+    def __init__(self, tensor: Tensor, name: str) -> None:
+        self.tensor = tensor
+        self.name = name
+        self._tensors = tensor.unbind()
+        self._arrays = [row.numpy() for row in self._tensors] if tensor.device.type == "cpu" else None
+
+    def write(self, t: int, value: Tensor | npt.NDArray[Any]) -> None:
+        """Raises ConfigError where the shape is not that of a row."""
+        row = self._tensors[t]
+        if value.shape != row.shape:
+            given, expected = tuple(value.shape), tuple(row.shape)
+            raise ConfigError(f"the environments' {self.name} has shape {given}; expected {expected}")
+        if isinstance(value, Tensor):
+            row.copy_(value)
+        elif self._arrays is None:
+            row.copy_(torch.from_numpy(value))
+        else:
+            self._arrays[t][...] = value
+
+
 class Collector:
     """Only the actor runs inside the stepping loop; log-probabilities and values follow in batches.
 
@@ -32,6 +63,7 @@ class Collector:
         reward_scale: multiplies every reward that the learner sees; episode statistics stay in the environment's units.
         chunk: steps that are learned from in one piece; None for all.
         burn_in: steps before each chunk, but the first, at which the memory's state is kept.
+        actor: chooses the policy's actions; `Actor` where not given.
     """
 
     def __init__(
@@ -43,9 +75,12 @@ class Collector:
         reward_scale: float = 1.0,
         chunk: int | None = None,
         burn_in: int = 0,
+        actor: Actor | None = None,
     ) -> None:
         self.env = env
         self.policy = policy
+        self.actor = actor or Actor(policy, arrays=env.arrays)
+        self.num_steps = num_steps
         self.seed = seed
         self.reward_scale = reward_scale
         tasks = max(len(env.tasks), 1)
@@ -54,35 +89,39 @@ class Collector:
 
         t, n, device = num_steps, env.num_envs, policy.device
         self._kept = [max(start - burn_in, 0) for start in range(0, t, chunk or t)]
+
+        def rows(name: str, dtype: torch.dtype) -> Rows:
+            return Rows(torch.zeros(t, n, dtype=dtype, device=device), name)
+
         # One row more than steps: the last one is what the next rollout starts from.
         self._observation = zeros(env.observation_space, (t + 1, n), device)
-        self._observed = [_row(self._observation, i) for i in range(t + 1)]
-        self._begins = torch.zeros(t + 1, n, dtype=torch.bool, device=device)
-        self._reward = torch.zeros(t, n, device=device)
-        self._terminated = torch.zeros(t, n, dtype=torch.bool, device=device)
-        self._truncated = torch.zeros(t, n, dtype=torch.bool, device=device)
-        self._valid = torch.ones(t, n, dtype=torch.bool, device=device)
-        self._task = torch.zeros(t, n, dtype=torch.int64, device=device) if env.tasks else None
+        self._observed = tree_map(lambda x: Rows(x, "observation"), self._observation)
+        self._begins = Rows(torch.zeros(t + 1, n, dtype=torch.bool, device=device), "ends")
+        self._reward = rows("reward", torch.float32)
+        self._terminated, self._truncated = rows("terminated", torch.bool), rows("truncated", torch.bool)
+        self._valid = rows("valid", torch.bool)
+        self._task = rows("task", torch.int64) if env.tasks else None
         self._state = policy.network.initial_state(n)
         self._mask: Tree | None = None
-        self._choices: Tree = None
         self.reset(0)
 
     def reset(self, iteration: int) -> None:
         """Starts new episodes everywhere, seeded by the iteration they start in."""
         first = self.env.reset(derive(self.seed, Stream.ENVIRONMENT, iteration))
         self._write_observation(-1, first)
-        self._begins[-1] = True
+        self._begins.tensor[-1] = True
         if self.env.action_mask is not None:
             legal = self.policy.action_head.legal(self.env.action_mask)
             if legal.shape != (self.env.num_envs,):
                 raise ConfigError(f"the environments' masks are for {tuple(legal.shape)}, not {self.env.num_envs} rows")
             if self._mask is None:
-                steps, device = len(self._reward), self.policy.device
-                self._mask = tree_map(lambda x: x.new_zeros(steps, *x.shape, device=device), self.env.action_mask)
+                steps, device = self.num_steps, self.policy.device
+                self._mask = tree_map(
+                    lambda x: Rows(x.new_zeros(steps, *x.shape, device=device), "action_mask"), self.env.action_mask
+                )
         if self._task is not None:
             task = self.env.task
-            if task is None or task.dtype != torch.int64 or task.shape != self._task[0].shape:
+            if task is None or task.dtype != torch.int64 or task.shape != (self.env.num_envs,):
                 n = self.env.num_envs
                 raise ConfigError(f"the environments' task is {task}; accepted: {n} numbers of torch.int64")
             self._require_known(task)
@@ -92,70 +131,69 @@ class Collector:
     @torch.no_grad()
     def collect(self, iteration: int) -> Rollout:
         """The next T steps of every environment. The rollout's tensors are overwritten by the next call."""
-        policy, head, env = self.policy, self.policy.action_head, self.env
-        begins = self._begins.unbind()
-        flags = zip(self._reward.unbind(), self._terminated.unbind(), self._truncated.unbind(), strict=True)
-        shape = (len(self._reward), env.num_envs)
-        noise = head.noise(shape, generator(self.seed, Stream.ACTION, iteration))
-        noise = tree_map(lambda x: x.to(policy.device), noise)
-        self._valid.fill_(True)
+        env, actor, head = self.env, self.actor, self.policy.action_head
+        step_envs = env.step_arrays if actor.arrays else env.step
+        noise = head.noise((self.num_steps, env.num_envs), generator(self.seed, Stream.ACTION, iteration))
+        noise = tree_map(lambda x: x.to(self.policy.device), noise)
+        self._valid.tensor.fill_(True)
         finals: dict[int, Tree] = {}
-        acting = critic = self._state
+        critic = self._state
         remembered: list[State] = []
 
-        tree_map(Tensor.copy_, self._observed[0], self._observed[-1])
-        begins[0].copy_(begins[-1])
-        for t, (reward, terminated, truncated) in enumerate(flags):
+        tree_map(lambda x: x[0].copy_(x[-1]), self._observation)
+        self._begins.tensor[0] = self._begins.tensor[-1]
+        actor.start(self._observation, self._begins.tensor, noise, self._state)
+        for t in range(self.num_steps):
             if self._task is not None and env.task is not None:
-                _write(self._task[t], env.task, "task")
+                self._task.write(t, env.task)
             if t in self._kept:
-                remembered.append(acting)
-            x = policy.reader(self._observed[t])
-            features, acting = policy.actor_features(x, acting, begins[t].unsqueeze(0))
-            choice = head.sample(features, _row(noise, t), self._write_mask(t))
-            self._keep(t, choice)
-            step = env.step(head.to_environment(choice[0]))
+                remembered.append(actor.state)
+            step = step_envs(actor(t, self._write_mask(t)))
             self._write_observation(t + 1, step.observation)
-            _write(reward, step.reward, "reward")
-            _write(terminated, step.terminated, "terminated")
-            _write(truncated, step.truncated, "truncated")
-            torch.logical_or(terminated, truncated, out=begins[t + 1])
+            self._reward.write(t, step.reward)
+            self._terminated.write(t, step.terminated)
+            self._truncated.write(t, step.truncated)
+            begins = step.terminated | step.truncated
             if step.valid is not None:
-                _write(self._valid[t], step.valid, "valid")
-                begins[t + 1].logical_or_(~self._valid[t])
+                self._valid.write(t, step.valid)
+                begins = begins | ~step.valid
+            self._begins.write(t + 1, begins)
             if step.final_observation is not None and bool(step.truncated.any()):
-                finals[t] = tree_map(torch.clone, step.final_observation)
+                finals[t] = tree_map(lambda x: torch.as_tensor(x).clone(), step.final_observation)
 
-        if self._task is not None:
-            self._require_known(self._task)
-        action, parameters = self._choices
+        terminated, truncated, valid = self._terminated.tensor, self._truncated.tensor, self._valid.tensor
+        task = None if self._task is None else self._task.tensor
+        if task is not None:
+            self._require_known(task)
+        assert actor.choices is not None
+        action, parameters = actor.choices
         # What follows an end, and is not valid, is still the old episode's: its final observation, seen once more.
-        begins = self._begins[:-1].clone()
-        begins[1:] &= self._valid[1:] | ~self._valid[:-1]
+        begins = self._begins.tensor[:-1].clone()
+        begins[1:] &= valid[1:] | ~valid[:-1]
         value, next_value, features, critics = self._values(critic, begins, finals)
-        self._state = State(acting.shared, acting.actor, critics.pop().critic)
+        self._state = State(actor.state.shared, actor.state.actor, critics.pop().critic)
         remembered = [State(a.shared, a.actor, c.critic) for a, c in zip(remembered, critics, strict=True)]
         return Rollout(
             observation=tree_map(lambda x: x[:-1], self._observation),
             action=action,
-            action_mask=self._mask,
+            action_mask=None if self._mask is None else tree_map(lambda rows: rows.tensor, self._mask),
             parameters=parameters,
             log_prob=head.log_prob(parameters, action),
-            reward=self._reward * self.reward_scale,
-            terminated=self._terminated,
-            truncated=self._truncated,
-            valid=self._valid,
+            reward=self._reward.tensor * self.reward_scale,
+            terminated=terminated,
+            truncated=truncated,
+            valid=valid,
             begins=begins,
             state=tree_map(lambda *states: torch.stack(states), *remembered),
             value=value,
             next_value=next_value,
             last_features=features,
-            task=self._task,
+            task=task,
         )
 
     def _write_observation(self, t: int, observation: Tree) -> None:
         try:
-            tree_map(lambda row, x: _write(row, x, "observation"), self._observed[t], observation)
+            tree_map(lambda rows, x: rows.write(t, x), self._observed, observation)
         except ValueError as error:
             space = self.env.observation_space
             raise ConfigError(f"the environments' observation does not fit {space}: {error}") from error
@@ -168,16 +206,8 @@ class Collector:
         if mask is None:
             return None
         require_legal(self.policy.action_head.legal(mask), "environment")
-        tree_map(lambda rows, x: _write(rows[t], x, "action_mask"), self._mask, mask)
-        return _row(self._mask, t)
-
-    def _keep(self, t: int, choice: tuple[Tree, Tree]) -> None:
-        if self._choices is None:
-            steps = len(self._reward)
-            self._choices = tree_map(lambda x: x.new_empty(steps, *x.shape), choice)
-            self._rows = list(zip(*(x.unbind() for x in tree_leaves(self._choices)), strict=True))
-        for row, x in zip(self._rows[t], tree_leaves(choice), strict=True):
-            row.copy_(x)
+        tree_map(lambda rows, x: rows.write(t, x), self._mask, mask)
+        return tree_map(lambda rows: rows.tensor[t], self._mask)
 
     def _require_known(self, task: Tensor) -> None:
         known = len(self.env.tasks)
@@ -194,7 +224,7 @@ class Collector:
 
         A final observation is valued with what was remembered after its step, and leaves that as it was.
         """
-        steps, task = len(begins), self._task
+        steps, task = len(begins), None if self._task is None else self._task.tensor
         # Without memory there is no order to keep: one pass reads everything.
         stops = {0, steps, *self._kept, *(t + 1 for t in finals)} if self.policy.remembers else {0}
         # The row after the last is the last one's successor, whatever the next rollout makes of it.
@@ -213,7 +243,7 @@ class Collector:
             observation = tree_map(lambda x: x.to(values.device).unsqueeze(0), observation)
             final, _ = self._critic_features(observation, before.get(t + 1, state), torch.zeros_like(begins[:1]))
             cut = pick(self._read_values(observation, final)[0], None if task is None else task[t])
-            next_value[t] = torch.where(self._truncated[t], cut, next_value[t])
+            next_value[t] = torch.where(self._truncated.tensor[t], cut, next_value[t])
         states = [before.get(t, state) for t in (*self._kept, steps)]
         return pick(values[:-1], task), next_value, features[-2], states
 
@@ -234,19 +264,22 @@ class Collector:
 
     def record_episodes(self) -> None:
         """Takes the latest rollout into the episode statistics; not done where the rollout turns out to be broken."""
-        valid = self._valid.cpu().numpy()
-        reward = np.where(valid, self._reward.cpu().numpy().astype(np.float64), 0.0)
-        ended = (self._terminated | self._truncated).cpu().numpy()
-        task = np.zeros(ended.shape, dtype=np.int64) if self._task is None else self._task.cpu().numpy()
-        for t in range(len(reward)):
-            self._return += reward[t]
-            self._length += valid[t]
-            if ended[t].any():
-                for i in np.flatnonzero(ended[t]):
-                    self.returns[task[t, i]].append(float(self._return[i]))
-                    self.lengths[task[t, i]].append(int(self._length[i]))
-                self._return[ended[t]] = 0.0
-                self._length[ended[t]] = 0
+        reward, valid, terminated, truncated = (
+            rows.tensor.cpu().numpy() for rows in (self._reward, self._valid, self._terminated, self._truncated)
+        )
+        reward = np.where(valid, reward.astype(np.float64), 0.0)
+        ended = terminated | truncated
+        task = np.zeros(ended.shape, dtype=np.int64) if self._task is None else self._task.tensor.cpu().numpy()
+        since = 0
+        for t in sorted({*np.flatnonzero(ended.any(1)).tolist(), len(ended) - 1}):
+            self._return += reward[since : t + 1].sum(0)
+            self._length += valid[since : t + 1].sum(0)
+            since = t + 1
+            for i in np.flatnonzero(ended[t]):
+                self.returns[task[t, i]].append(float(self._return[i]))
+                self.lengths[task[t, i]].append(int(self._length[i]))
+            self._return[ended[t]] = 0.0
+            self._length[ended[t]] = 0
 
     def metrics(self) -> dict[str, float]:
         """Episode statistics over the latest episodes: per task, and the mean over tasks; none before one has ended."""
@@ -266,13 +299,3 @@ class Collector:
         for returns, lengths, r, n in zip(self.returns, self.lengths, state["returns"], state["lengths"], strict=True):
             returns.extend(r)
             lengths.extend(int(x) for x in n)
-
-
-def _row(tree: Tree, t: int) -> Tree:
-    return tree_map(lambda x: x[t], tree)
-
-
-def _write(row: Tensor, value: Tensor, name: str) -> None:
-    if value.shape != row.shape:
-        raise ConfigError(f"the environments' {name} has shape {tuple(value.shape)}; expected {tuple(row.shape)}")
-    row.copy_(value)

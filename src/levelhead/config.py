@@ -389,8 +389,8 @@ class Config:
     device: Device = "auto"
     """Where networks live; auto takes a GPU if there is one."""
     engine: Engine = "auto"
-    """What takes the gradient steps: torch; native code, which agrees with it to rounding; or native code, where it can
-    and is faster."""
+    """What acts and takes gradient steps: torch; native code, which agrees with it to rounding; or native code, where
+    it can and is faster (auto). Where it can't take the steps `native` is refused; where it can't act, torch does."""
     threads: int = 1
     """CPU threads of torch, for the whole process; at the usual sizes a second one hurts. 0 leaves torch's choice."""
     run_dir: Path | None = None

@@ -44,7 +44,7 @@ def run_loop(
         head, device = type(trainer.policy.value_head).__name__, trainer.policy.device
         for line in (
             f"{config.env_id}, {head}, {device}: {trainer.scale_promise}",
-            f"gradient steps by {trainer.learner.engine}",
+            trainer.engines,
             f"writing to {directory}",
         ):
             console.print(line, soft_wrap=True, highlight=False, markup=False)

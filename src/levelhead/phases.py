@@ -92,7 +92,7 @@ class Epochs(Phase):
         for order in list(itertools.islice(orders, self.split.epochs)):  # all of them, wherever the steps end
             if refresh is not None:
                 batch = refresh(batch)
-            for index, weight in minibatches(valid, self.split.minibatches, order):
+            for index, weight in zip(*minibatches(valid, self.split.minibatches, order), strict=True):
                 self._step(self.loss.of(batch.take(index), weight))
                 if self._over:
                     break
@@ -120,7 +120,7 @@ class Epochs(Phase):
         return stopped is not None and stopped.device.type == "cpu" and bool(stopped)
 
 
-def minibatches(valid: Tensor, count: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+def minibatches(valid: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Indices of columns, and the weights of their rows in the mean; every column once, in minibatches of one size.
 
     Where the columns don't divide evenly, some minibatches end with a filler that weighs nothing.
@@ -129,6 +129,9 @@ def minibatches(valid: Tensor, count: int, generator: torch.Generator) -> Iterat
         valid: `[S, C]` bool.
         count: of minibatches.
         generator: on the CPU, for the permutation.
+
+    Returns:
+        `[count, size]` int64 and `[count, S * size]`, a row for each minibatch.
     """
     columns = valid.shape[1]
     size = -(-columns // count)
@@ -139,4 +142,4 @@ def minibatches(valid: Tensor, count: int, generator: torch.Generator) -> Iterat
     weight = valid[:, index].float()
     weight[:, full:, -1] = 0.0
     weight = weight / weight.sum((0, 2), keepdim=True).clamp(min=1.0)
-    yield from zip(index.unbind(), weight.transpose(0, 1).flatten(1).unbind(), strict=True)
+    return index, weight.transpose(0, 1).flatten(1)

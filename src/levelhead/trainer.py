@@ -98,6 +98,12 @@ class Trainer:
         return f"the outcome depends on the reward's scale, through {outside}"
 
     @property
+    def engines(self) -> str:
+        """What acts and what takes the gradient steps, in a sentence."""
+        acts, learns = self.collector.actor.engine, self.learner.engine
+        return f"actions and gradient steps by {acts}" if acts == learns else f"actions by {acts}; steps by {learns}"
+
+    @property
     def done(self) -> bool:
         """Whether `total_steps` have been taken."""
         return self.step >= self.settings.total_steps

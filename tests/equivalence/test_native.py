@@ -9,7 +9,7 @@ from torch import nn
 
 import levelhead as lh
 from levelhead import native
-from levelhead.accelerate import NativeEpochs, refusal
+from levelhead.accelerate import NativeEpochs, learning_refusal
 from levelhead.actions import MultiCategoricalHead
 from levelhead.builders import build_policy
 from levelhead.config import (
@@ -348,7 +348,7 @@ def test_without_the_library_everything_runs_in_torch(monkeypatch):
     monkeypatch.setattr(native, "available", lambda: False)
     learner = configured_learner(make_policy(), engine="auto")
     assert "not built" in learner.engine
-    assert refusal(learner.criterion, None) is not None
+    assert learning_refusal(learner.criterion, None) is not None
 
 
 def test_spaces_of_one_choice_and_many():

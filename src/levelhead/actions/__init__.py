@@ -1,6 +1,7 @@
 """Action heads: the last layer of a policy and the distribution it stands for."""
 
 from levelhead.actions.beta import BetaHead
+from levelhead.actions.bounds import Bounds, UnitBounds
 from levelhead.actions.categorical import CategoricalHead, MultiCategoricalHead
 from levelhead.actions.gaussian import GaussianHead, GaussianParameters
 from levelhead.actions.head import ActionHead, Evaluation
@@ -12,6 +13,7 @@ from levelhead.actions.tanh_gaussian import TanhGaussianHead
 __all__ = [
     "ActionHead",
     "BetaHead",
+    "Bounds",
     "CategoricalHead",
     "ConditionedSigma",
     "Evaluation",
@@ -25,6 +27,7 @@ __all__ = [
     "ScheduledSigma",
     "Sigma",
     "TanhGaussianHead",
+    "UnitBounds",
     "colored_noise",
     "in_order",
 ]

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from levelhead import native
-from levelhead.accelerate import NativeEpochs, is_worthwhile, refusal
+from levelhead.accelerate import NativeActor, NativeEpochs, acting_refusal, is_worthwhile, learning_refusal
+from levelhead.acting import Actor
 from levelhead.advantages import (
     AdvantageScaling,
     HeadScaledAdvantage,
@@ -49,7 +50,16 @@ def build_trainer(config: Config, env: VecEnv, policy: Policy, objective: Object
     _check_fit(config, env, policy, advantage)
     return Trainer(
         policy,
-        Collector(env, policy, config.num_steps, config.seed, config.reward_scale, ppo.chunk, ppo.burn_in),
+        Collector(
+            env,
+            policy,
+            config.num_steps,
+            config.seed,
+            config.reward_scale,
+            ppo.chunk,
+            ppo.burn_in,
+            build_actor(config, policy, arrays=env.arrays),
+        ),
         build_learner(config, policy, objective or build_objective(config, policy.device)),
         build_estimator(config),
         advantage,
@@ -171,7 +181,9 @@ def build_learner(config: Config, policy: Policy, objective: Objective) -> Learn
     optimizer = _build_optimizer(config, policy, layer)
 
     watched = control if control.needs_kl else None
-    reason = _native_refusal(config, criterion, watched)
+    reason = _why_torch(config, policy, learning_refusal(criterion, watched))
+    if config.engine == "native" and reason is not None:
+        raise ConfigError(f"engine is native, which doesn't go with this run: {reason}; accepted: auto, torch")
 
     def run(loss: Loss, split: Split, control: KLControl | None = None) -> Epochs:
         if reason is None:
@@ -198,27 +210,30 @@ def build_learner(config: Config, policy: Policy, objective: Objective) -> Learn
         every, clone_coef = auxiliary.every, Coefficient(auxiliary.clone_coef, policy.device)
         own_split = Split(auxiliary.epochs, ppo.minibatches)
         later.append(Auxiliary(criterion, layer, optimizer, own_split, every, clone_coef))
-    engine = f"native code, {native.best_instruction_set()}" if reason is None else f"torch: {reason}"
+    engine = _named(reason)
     in_torch = ["the trust region"] * isinstance(objective, TrustRegionObjective) + ["the auxiliary phase"] * len(later)
     if reason is None and in_torch:
         engine += f"; {' and '.join(in_torch)} by torch"
     return Learner(criterion, optimizer, control, phases, later, fitted, ppo.freeze_actor, config.seed, engine)
 
 
-def _native_refusal(config: Config, criterion: Criterion, control: KLControl | None) -> str | None:
-    """Why torch takes the steps; None where native code does.
+def build_actor(config: Config, policy: Policy, *, arrays: bool) -> Actor:
+    """What chooses actions in the stepping loop; as arrays, or tensors."""
+    reason = _why_torch(config, policy, acting_refusal(policy))
+    return (NativeActor if reason is None else Actor)(policy, _named(reason), arrays=arrays)
 
-    Raises:
-        ConfigError: native code was asked for, and can't.
-    """
+
+def _why_torch(config: Config, policy: Policy, refusal: str | None) -> str | None:
+    """Why torch does what native code might; None where it doesn't."""
     if config.engine == "torch":
         return "it was asked for"
-    reason = refusal(criterion, control)
-    if config.engine == "native" and reason is not None:
-        raise ConfigError(f"engine is native, which doesn't go with this run: {reason}; accepted: auto, torch")
-    if config.engine == "auto" and reason is None and not is_worthwhile(criterion.policy):
+    if config.engine == "auto" and refusal is None and not is_worthwhile(policy):
         return "it is faster where layers are wide"
-    return reason
+    return refusal
+
+
+def _named(reason: str | None) -> str:
+    return f"native code, {native.best_instruction_set()}" if reason is None else f"torch: {reason}"
 
 
 def _build_optimizer(config: Config, policy: Policy, auxiliary: nn.Linear | None) -> Optimizer:

@@ -3,9 +3,10 @@
 from levelhead.envs.atari import is_atari
 from levelhead.envs.gymnasium import GymnasiumVecEnv, make_gymnasium
 from levelhead.envs.multitask import MultiTaskVecEnv, make_env, task_names
-from levelhead.envs.vec import Step, VecEnv
+from levelhead.envs.vec import ArrayStep, Step, VecEnv
 
 __all__ = [
+    "ArrayStep",
     "GymnasiumVecEnv",
     "MultiTaskVecEnv",
     "Step",

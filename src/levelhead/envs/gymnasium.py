@@ -8,11 +8,12 @@ import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 import torch
-from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
 from levelhead.envs.atari import is_atari, make_atari
-from levelhead.envs.vec import Step, VecEnv
+from levelhead.envs.sync import SyncEnvs, put
+from levelhead.envs.vec import ArrayStep, Step, VecEnv
 from levelhead.errors import ConfigError
 from levelhead.masks import MASK_KEY, read_mask, split_mask, without_mask
 from levelhead.spaces import Space, space_tree
@@ -50,6 +51,8 @@ class GymnasiumVecEnv(VecEnv):
         self.num_envs = env.num_envs
         self.observation_space, self._mask_observed = without_mask(env.single_observation_space)
         self.action_space = env.single_action_space
+        # Whoever overrides the one way of stepping means both.
+        self.arrays = type(self).step is GymnasiumVecEnv.step
         self._action_tree = space_tree(self.action_space)
         self._resetting = np.zeros(self.num_envs, dtype=np.bool_)
         self._everyone = np.ones(self.num_envs, dtype=np.bool_)
@@ -62,52 +65,48 @@ class GymnasiumVecEnv(VecEnv):
         self._masked = self._mask_observed or MASK_KEY in info
         self._parts = None
         self.action_mask = self._mask(observation, info, self._everyone)
-        return self._tensors(observation)
+        return tree_map(torch.from_numpy, self._observed(observation))
 
     def step(self, action: Tree) -> Step:
-        observation, reward, terminated, truncated, info = self.env.step(tree_map(_array, self._action_tree, action))
+        return self.step_arrays(tree_map(lambda x: x.cpu().numpy(), action)).tensors()
+
+    def step_arrays(self, action: Tree) -> ArrayStep:
+        observation, reward, terminated, truncated, info = self.env.step(tree_map(_cast, self._action_tree, action))
         ended = terminated | truncated
         valid = final = None
         match self.mode:
             case AutoresetMode.NEXT_STEP:
-                if self._resetting.any():
-                    valid = torch.from_numpy(~self._resetting)
+                if np.count_nonzero(self._resetting):
+                    valid = ~self._resetting
                 self._resetting = ended
                 self.action_mask = self._mask(observation, info, ~ended)
             case AutoresetMode.SAME_STEP:
-                if ended.any():
+                if np.count_nonzero(ended):
                     final = self._with_rows(observation, ended, info["final_obs"])
                 self.action_mask = self._mask(observation, info, self._everyone)
             case AutoresetMode.DISABLED:
                 self.action_mask = self._mask(observation, info, ~ended)
                 if ended.any():
-                    final = tree_map(torch.clone, self._tensors(observation))
+                    final = tree_map(np.copy, self._observed(observation))
                     observation, fresh = self.env.reset(options={"reset_mask": ended})
                     first = self._mask(observation, fresh, ended)
                     if self.action_mask is not None:
                         self.action_mask = tree_map(torch.bitwise_and, self.action_mask, first)
-        return Step(
-            self._tensors(observation),
-            torch.from_numpy(np.asarray(reward)),
-            torch.from_numpy(terminated),
-            torch.from_numpy(truncated),
-            valid,
-            final,
-        )
+        return ArrayStep(self._observed(observation), np.asarray(reward), terminated, truncated, valid, final)
 
     def close(self) -> None:
         self.env.close()
 
-    def _tensors(self, observation: Any) -> Tree:
-        return tree_map(torch.from_numpy, split_mask(observation, self.observation_space)[0])
+    def _observed(self, observation: Any) -> Tree:
+        return split_mask(observation, self.observation_space)[0] if self._mask_observed else observation
 
     def _with_rows(self, observation: Any, rows: Bools, replacements: Sequence[Any]) -> Tree:
         """Batched observations in which some rows are replaced by single ones."""
         final = tree_map(np.copy, split_mask(observation, self.observation_space)[0])
         for i in np.flatnonzero(rows).tolist():
             single, _ = split_mask(replacements[i], self.observation_space)
-            _put(final, i, single)
-        return tree_map(torch.from_numpy, final)
+            put(final, i, single)
+        return final
 
     def _mask(self, observation: Any, info: Mapping[str, Any], needed: Bools) -> Tree | None:
         """What is legal in the rows that need a mask; True throughout in the others."""
@@ -140,20 +139,8 @@ class GymnasiumVecEnv(VecEnv):
         return {path: masks.get(path, torch.ones_like(first)) for path, first in self._parts.items()}
 
 
-def _put(rows: Any, i: int, single: Any) -> None:
-    """Writes a single observation into row i; along the rows, as a tuple may be an array."""
-    if isinstance(rows, dict):
-        for key, part in rows.items():
-            _put(part, i, single[key])
-    elif isinstance(rows, tuple):
-        for part, own in zip(rows, single, strict=True):
-            _put(part, i, own)
-    else:
-        rows[i] = single
-
-
-def _array(space: Space, action: Tensor) -> Array:
-    return action.cpu().numpy().astype(space.dtype, copy=False)
+def _cast(space: Space, action: Array) -> Array:
+    return action.astype(space.dtype, copy=False)
 
 
 def make_gymnasium(
@@ -179,7 +166,7 @@ def make_gymnasium(
     else:
         make = partial(gym.make, env, disable_env_checker=True, **(kwargs or {}))
     try:
-        vector = SyncVectorEnv([make] * num_envs, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
+        vector = SyncEnvs([make] * num_envs)
     except gym.error.DependencyNotInstalled as error:
         raise ConfigError(
             f"{env}: {error}. levelhead's extras bring such dependencies: box2d, mujoco, atari"

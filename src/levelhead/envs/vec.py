@@ -4,9 +4,12 @@ from abc import ABC, abstractmethod
 from typing import Any, NamedTuple
 
 import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+import torch
 from torch import Tensor
 
-from levelhead.tree import Tree
+from levelhead.tree import Tree, tree_map
 
 
 class Step(NamedTuple):
@@ -27,6 +30,21 @@ class Step(NamedTuple):
     None: `observation` is the true successor in every row."""
 
 
+class ArrayStep(NamedTuple):
+    """`Step` in NumPy arrays."""
+
+    observation: Tree
+    reward: npt.NDArray[Any]
+    terminated: npt.NDArray[np.bool_]
+    truncated: npt.NDArray[np.bool_]
+    valid: npt.NDArray[np.bool_] | None = None
+    final_observation: Tree | None = None
+
+    def tensors(self) -> Step:
+        """The same, sharing memory."""
+        return Step._make(None if part is None else tree_map(torch.from_numpy, part) for part in self)
+
+
 class VecEnv(ABC):
     """N environments with common spaces, stepped together.
 
@@ -40,6 +58,7 @@ class VecEnv(ABC):
         action_mask: what is legal now, bool: `[N, choices]`, or a dict of these by the paths of an action's parts, as
             `ActionHead.legal` of the policy's head takes it. True throughout in rows whose action will be ignored.
             None, before and after every step, where everything is legal always.
+        arrays: whether there is `step_arrays`, and it is what they would rather be asked.
 
     Observations and actions are tensors, or tuples and dicts of tensors as the spaces nest them.
     """
@@ -50,6 +69,7 @@ class VecEnv(ABC):
     tasks: tuple[str, ...] = ()
     task: Tensor | None = None
     action_mask: Tree | None = None
+    arrays: bool = False
 
     @abstractmethod
     def reset(self, seed: int) -> Tree:
@@ -58,6 +78,14 @@ class VecEnv(ABC):
     @abstractmethod
     def step(self, action: Tree) -> Step:
         """Applies `[N, ...]` actions that lie within the action space, on the policy's device."""
+
+    def step_arrays(self, action: Tree) -> ArrayStep:
+        """`step` without tensors, for environments whose `arrays` is True: they are spared the way there and back.
+
+        Args:
+            action: `[N, ...]` arrays that lie within the action space.
+        """
+        raise NotImplementedError(f"{type(self).__name__}.arrays is {self.arrays}")
 
     @abstractmethod
     def close(self) -> None:

@@ -1,10 +1,11 @@
 """Code in C++ for what takes most of the time with small networks; absent if installed without a compiler."""
 
 import ctypes
-from functools import cache
+import weakref
+from functools import cache, partial
 from importlib.util import find_spec
 
-from levelhead.native.plan import LAYOUT, Plan
+from levelhead.native.plan import LAYOUT, Acting, Plan
 
 INSTRUCTION_SETS = ("portable", "avx2", "avx512")
 
@@ -16,6 +17,9 @@ def _library() -> ctypes.CDLL | None:
         return None
     library = ctypes.CDLL(spec.origin)
     library.levelhead_layout.restype = ctypes.c_int64
+    library.levelhead_new_actor.restype = ctypes.c_void_p
+    library.levelhead_delete_actor.argtypes = (ctypes.c_void_p,)
+    library.levelhead_act.argtypes = (ctypes.c_void_p,) * 7
     return library if library.levelhead_layout() == LAYOUT else None
 
 
@@ -37,7 +41,29 @@ def run_epochs(plan: Plan) -> None:
     Raises:
         RuntimeError: the code was not built.
     """
+    _built().levelhead_epochs(ctypes.byref(plan), INSTRUCTION_SETS.index(best_instruction_set()))
+
+
+class Actor:
+    """An actor network with the parameters that it has now; lives until it is closed.
+
+    Args:
+        plan: says where they are.
+
+    Raises:
+        RuntimeError: the code was not built.
+    """
+
+    def __init__(self, plan: Acting) -> None:
+        library = _built()
+        self._address = library.levelhead_new_actor(ctypes.byref(plan), INSTRUCTION_SETS.index(best_instruction_set()))
+        self.act = partial(library.levelhead_act, self._address)
+        """Called with the addresses of a step's rows, in the order of plan.h; None for the mask where there is none."""
+        self.close = weakref.finalize(self, library.levelhead_delete_actor, self._address)
+
+
+def _built() -> ctypes.CDLL:
     library = _library()
     if library is None:
         raise RuntimeError("levelhead's native code was not built")
-    library.levelhead_epochs(ctypes.byref(plan), INSTRUCTION_SETS.index(best_instruction_set()))
+    return library

@@ -1,21 +1,29 @@
 // The entry points, which choose what this machine can run.
+#include <initializer_list>
+
 #include "plan.h"
 
 namespace avx512 {
 void epochs(const Plan &);
+Actor *new_actor(const Acting &);
 }
 namespace avx2 {
 void epochs(const Plan &);
+Actor *new_actor(const Acting &);
 }
 namespace portable {
 void epochs(const Plan &);
+Actor *new_actor(const Acting &);
 }
 
 enum Isa { PORTABLE, AVX2, AVX512 };
 
 // So that a library that was built from other sources is not called.
 extern "C" int64_t levelhead_layout() {
-    return ((sizeof(Plan) * 1000 + sizeof(Batch)) * 1000 + sizeof(Group)) * 1000 + sizeof(Layer);
+    int64_t digits = 0;
+    for (int64_t size : {sizeof(Plan), sizeof(Acting), sizeof(Batch), sizeof(Group), sizeof(Layer)})
+        digits = digits * 1000 + size;
+    return digits;
 }
 
 extern "C" int levelhead_best_isa() {
@@ -38,3 +46,20 @@ extern "C" void levelhead_epochs(const Plan *plan, int isa) {
         default: return portable::epochs(*plan);
     }
 }
+
+extern "C" Actor *levelhead_new_actor(const Acting *plan, int isa) {
+    switch (isa) {
+#if defined(__x86_64__)
+        case AVX512: return avx512::new_actor(*plan);
+        case AVX2: return avx2::new_actor(*plan);
+#endif
+        default: return portable::new_actor(*plan);
+    }
+}
+
+extern "C" void levelhead_act(Actor *actor, const void *observation, const float *noise, const uint8_t *legal,
+                              void *action, float *parameters, void *given) {
+    actor->act(observation, noise, legal, action, parameters, given);
+}
+
+extern "C" void levelhead_delete_actor(Actor *actor) { delete actor; }

@@ -3,3 +3,4 @@
 #include "network.h"
 #include "losses.h"
 #include "step.h"
+#include "act.h"

@@ -41,14 +41,15 @@ static inline void log_softmax(Vec *x, int n) {
 
 struct Categorical {
     const Plan &plan;
+    const Distribution &of;
     int logits;
     Vec *log_p, *old_log_p;  // [logits]
 
     Said evaluate(const float *y, int64_t stride, const Rows &rows) {
         Said said{};
         int first = 0;
-        for (int d = 0; d < plan.dims; first += plan.choices[d++]) {
-            const int n = plan.choices[d];
+        for (int d = 0; d < of.dims; first += of.choices[d++]) {
+            const int n = of.choices[d];
             Vec *p = log_p + first;
             for (int a = 0; a < n; a++) {
                 p[a] = column(y + first + a, stride);
@@ -58,7 +59,7 @@ struct Categorical {
             }
             log_softmax(p, n);
             for (int a = 0; a < n; a++) said.entropy -= exp_(p[a]) * p[a];
-            for (int i = 0; i < WIDTH; i++) said.log_prob[i] += p[plan.batch.choice[rows.index[i] * plan.dims + d]][i];
+            for (int i = 0; i < WIDTH; i++) said.log_prob[i] += p[plan.batch.choice[rows.index[i] * of.dims + d]][i];
             if (!plan.batch.old_parameters) continue;
             Vec *q = old_log_p + first;
             for (int a = 0; a < n; a++)
@@ -72,15 +73,15 @@ struct Categorical {
 
     void backward(float *dy, int64_t stride, const Rows &rows, const Slopes &by) {
         int first = 0;
-        for (int d = 0; d < plan.dims; first += plan.choices[d++]) {
+        for (int d = 0; d < of.dims; first += of.choices[d++]) {
             Vec entropy{};
-            for (int a = 0; a < plan.choices[d]; a++) entropy -= exp_(log_p[first + a]) * log_p[first + a];
-            for (int a = 0; a < plan.choices[d]; a++) {
+            for (int a = 0; a < of.choices[d]; a++) entropy -= exp_(log_p[first + a]) * log_p[first + a];
+            for (int a = 0; a < of.choices[d]; a++) {
                 const int at = first + a;
                 const Vec p = exp_(log_p[at]);
                 Vec taken{};
                 for (int i = 0; i < WIDTH; i++)
-                    taken[i] = plan.batch.choice[rows.index[i] * plan.dims + d] == a;
+                    taken[i] = plan.batch.choice[rows.index[i] * of.dims + d] == a;
                 Vec slope = by.log_prob * (taken - p) - by.entropy * p * (log_p[at] + entropy);
                 if (plan.batch.old_parameters) slope += by.kl * (p - exp_(old_log_p[at]));
                 if (plan.batch.legal)
@@ -94,23 +95,24 @@ struct Categorical {
 
 struct Gaussian {
     const Plan &plan;
+    const Distribution &of;
     Vec *error, *distance, *ratio;  // [dims]: standardised error; mean's way, and variance's share, from what acted
     Vec *log_std_slope;       // [dims], summed over blocks
 
     Said evaluate(const float *y, int64_t stride, const Rows &rows) {
         Said said{};
-        for (int d = 0; d < plan.dims; d++) {
-            const Vec mean = column(y + d, stride), log_std = splat(plan.log_std[d]), precision = exp_(-log_std);
+        for (int d = 0; d < of.dims; d++) {
+            const Vec mean = column(y + d, stride), log_std = splat(of.log_std[d]), precision = exp_(-log_std);
             Vec action;
-            for (int i = 0; i < WIDTH; i++) action[i] = plan.batch.action[rows.index[i] * plan.dims + d];
+            for (int i = 0; i < WIDTH; i++) action[i] = plan.batch.action[rows.index[i] * of.dims + d];
             error[d] = (action - mean) * precision;
             said.log_prob -= 0.5f * error[d] * error[d] + log_std + LOG_SQRT_2PI;
             said.entropy += log_std + (0.5f + LOG_SQRT_2PI);
             if (!plan.batch.old_parameters) continue;
             Vec old_mean, old_log_std;
             for (int i = 0; i < WIDTH; i++) {
-                old_mean[i] = plan.batch.old_parameters[rows.index[i] * plan.dims + d];
-                old_log_std[i] = plan.batch.old_log_std[rows.index[i] * plan.dims + d];
+                old_mean[i] = plan.batch.old_parameters[rows.index[i] * of.dims + d];
+                old_log_std[i] = plan.batch.old_log_std[rows.index[i] * of.dims + d];
             }
             ratio[d] = exp_(2.0f * (old_log_std - log_std));
             distance[d] = (mean - old_mean) * precision;
@@ -120,8 +122,8 @@ struct Gaussian {
     }
 
     void backward(float *dy, int64_t stride, const Rows &, const Slopes &by) {
-        for (int d = 0; d < plan.dims; d++) {
-            const Vec precision = exp_(-splat(plan.log_std[d]));
+        for (int d = 0; d < of.dims; d++) {
+            const Vec precision = exp_(-splat(of.log_std[d]));
             Vec slope = by.log_prob * error[d] * precision;
             Vec wide = by.log_prob * (error[d] * error[d] - 1.0f) + by.entropy;
             if (plan.batch.old_parameters) {

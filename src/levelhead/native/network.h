@@ -1,5 +1,30 @@
 // Layers forward and backward. Matrices are row-major, [rows, features], their rows padded with zeros to whole vectors.
 
+// Memory, zeroed: what is padded stays zero.
+class Arena {
+   public:
+    template <class T>
+    T *take(int64_t count) {
+        const size_t bytes = (sizeof(T) * count + 63) / 64 * 64;
+        void *p = std::aligned_alloc(64, bytes ? bytes : 64);
+        if (!p) std::abort();
+        std::memset(p, 0, bytes);
+        blocks.push_back({p});
+        return static_cast<T *>(p);
+    }
+    Arena() = default;
+    Arena(const Arena &) = delete;
+    ~Arena() {
+        for (Block block : blocks) std::free(block.p);
+    }
+
+   private:
+    struct Block {  // of this namespace, so that no other instruction set's code for the vector is taken for ours
+        void *p;
+    };
+    std::vector<Block> blocks;
+};
+
 static inline int padded(int n) { return (n + WIDTH - 1) / WIDTH * WIDTH; }
 
 // C[r, :] = start[r or all, :] + sum over i of A[r, i] B[i, :] for a block of ROWS rows and VECS vectors, which stay in
@@ -90,16 +115,15 @@ struct Room {
     float *dweight;      // [outputs, in]
 };
 
-static void read_parameters(Room &room, const Group *groups) {
+static void read_parameters(Room &room) {
     const Layer &layer = room.layer;
-    const float *parameter = groups[layer.group].parameter, *w = parameter + layer.weight;
     for (int o = 0; o < layer.outputs; o++)
         for (int i = 0; i < layer.inputs; i++) {
-            const float x = w[(int64_t)o * layer.inputs + i];
+            const float x = layer.weight[(int64_t)o * layer.inputs + i];
             room.plain[(int64_t)o * room.in + i] = x;
             room.weight[(int64_t)i * room.out + o] = x;
         }
-    for (int o = 0; o < layer.outputs; o++) room.bias[o] = parameter[layer.bias + o];
+    for (int o = 0; o < layer.outputs; o++) room.bias[o] = layer.bias[o];
 }
 
 static void forward(Room &room, const float *x, int rows) {
@@ -108,23 +132,53 @@ static void forward(Room &room, const float *x, int rows) {
 }
 
 // From dy, the loss's gradient by what the layer answers, to that by its parameters and, where asked for, its input.
-static void backward(Room &room, const float *x, float *dx, int rows, const Group *groups) {
+static void backward(Room &room, const float *x, float *dx, int rows) {
     const Layer &layer = room.layer;
     if (layer.activation != NONE)
         for (int64_t i = 0; i < (int64_t)rows * room.out; i += WIDTH)
             store(room.dy + i, load(room.dy + i) * load(room.slope + i));
     multiply(room.dy, 1, room.out, x, nullptr, room.dweight, layer.outputs, room.in, rows);
-    float *gradient = groups[layer.group].gradient;
     for (int o = 0; o < layer.outputs; o++)
-        __builtin_memcpy(gradient + layer.weight + (int64_t)o * layer.inputs, room.dweight + (int64_t)o * room.in,
+        __builtin_memcpy(layer.weight_gradient + (int64_t)o * layer.inputs, room.dweight + (int64_t)o * room.in,
                          sizeof(float) * layer.inputs);
-    float *db = gradient + layer.bias;
     for (int j = 0; j < room.out; j += WIDTH) {
         Vec total{};
         for (int r = 0; r < rows; r++) total += load(room.dy + (int64_t)r * room.out + j);
         float kept[WIDTH];
         store(kept, total);
-        for (int i = 0; i < WIDTH && j + i < layer.outputs; i++) db[j + i] = kept[i];
+        for (int i = 0; i < WIDTH && j + i < layer.outputs; i++) layer.bias_gradient[j + i] = kept[i];
     }
     if (dx) multiply(room.dy, room.out, 1, room.plain, nullptr, dx, rows, room.in, layer.outputs);
+}
+
+static Room make_room(const Layer &layer, int rows, Arena &arena) {
+    Room room{};
+    room.layer = layer;
+    room.in = padded(layer.inputs), room.out = padded(layer.outputs);
+    room.weight = arena.take<float>((int64_t)layer.inputs * room.out);
+    room.plain = arena.take<float>((int64_t)layer.outputs * room.in);
+    room.bias = arena.take<float>(room.out);
+    for (float **matrix : {&room.y, &room.slope, &room.dy}) *matrix = arena.take<float>((int64_t)rows * room.out);
+    room.dweight = arena.take<float>((int64_t)layer.outputs * room.in);
+    return room;
+}
+
+static std::vector<Room> make_rooms(const Layer *layers, int n, int rows, Arena &arena) {
+    std::vector<Room> rooms;
+    for (int i = 0; i < n; i++) rooms.push_back(make_room(layers[i], rows, arena));
+    return rooms;
+}
+
+static const float *forward(std::vector<Room> &rooms, const float *x, int rows) {
+    for (Room &room : rooms) {
+        forward(room, x, rows);
+        x = room.y;
+    }
+    return x;
+}
+
+// The gradient by the stack's input goes to dx unless that is null.
+static void backward(std::vector<Room> &rooms, const float *x, float *dx, int rows) {
+    for (int i = (int)rooms.size() - 1; i >= 0; i--)
+        backward(rooms[i], i ? rooms[i - 1].y : x, i ? rooms[i - 1].dy : dx, rows);
 }

@@ -4,13 +4,13 @@
 
 enum Activation : int32_t { NONE, TANH, RELU, ELU, SILU };
 enum Objective : int32_t { CLIP, PENALTY, POLICY_GRADIENT };
-enum Distribution : int32_t { CATEGORICAL, GAUSSIAN };
+enum Kind : int32_t { CATEGORICAL, GAUSSIAN };
 
 struct Layer {  // y = activation(W x + b), W as in torch, [outputs, inputs]
     int32_t inputs, outputs;
     int32_t activation;
-    int32_t group;
-    int64_t weight, bias;  // where they begin in the group's parameters
+    const float *weight, *bias;
+    float *weight_gradient, *bias_gradient;  // null where nothing is learned
 };
 
 struct Group {  // a flat vector of parameters with Adam's state
@@ -21,6 +21,14 @@ struct Group {  // a flat vector of parameters with Adam's state
     int64_t size;
     float eps, max_norm;
     int32_t moves;  // whether steps are taken
+};
+
+struct Distribution {
+    int32_t kind;
+    const int32_t *choices;  // of each dimension, categorical
+    int32_t dims;
+    const float *log_std;    // [dims], Gaussian
+    float *log_std_gradient;  // null where it isn't learned
 };
 
 struct Batch {  // R rows
@@ -41,12 +49,7 @@ struct Plan {
     Group *groups;
     int32_t n_groups;
 
-    int32_t distribution;
-    const int32_t *choices;  // of each dimension, categorical
-    int32_t dims;
-    const float *log_std;    // [dims], Gaussian
-    int64_t log_std_offset;  // in the actor's group; -1 where it isn't learned
-    int32_t actor_group;
+    Distribution distribution;
 
     const float *value_shift, *value_scale;  // per task: z = (y - shift) scale; null where the layer answers z
 
@@ -67,6 +70,27 @@ struct Plan {
     float *means;    // out: sums over the steps taken, in the order of `Mean`, then the groups' gradient norms
     uint8_t *broken; // out: loss, then the groups' gradients: whether one was not finite
     int64_t *counted;  // out: steps that are in the sums
+};
+
+struct Acting {
+    const Layer *layers;  // shared and actor's, the head's last
+    int32_t n_layers;
+    int32_t rows;
+    Distribution distribution;
+    const int64_t *start;  // the environment's number for the first choice of each dimension
+    const float *low, *high;  // bounds of the environment's actions
+    const float *center, *half_range;  // of these, where -1 to 1 stands for low to high; else null
+    int32_t wide;         // whether observations are of double precision
+    const double *mean, *std;  // of observations; null where they are taken as they are
+    double clip;          // of what is normalised
+};
+
+struct Actor {
+    virtual ~Actor() = default;
+    // From rows of observations, noise, what is legal (null where everything is): actions, logits or means, and the
+    // actions as the environment takes them.
+    virtual void act(const void *observation, const float *noise, const uint8_t *legal, void *action,
+                     float *parameters, void *given) = 0;
 };
 
 enum Mean : int32_t { POLICY_LOSS, ENTROPY_LOSS, APPROX_KL, CLIP_FRACTION, KL, VALUE_LOSS, LOSS, MEANS };

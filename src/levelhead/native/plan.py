@@ -1,6 +1,6 @@
 """What `plan.h` declares, for ctypes."""
 
-from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_void_p, sizeof
+from ctypes import POINTER, Structure, c_double, c_float, c_int32, c_int64, c_void_p, sizeof
 from functools import reduce
 
 
@@ -9,9 +9,10 @@ class Layer(Structure):
         ("inputs", c_int32),
         ("outputs", c_int32),
         ("activation", c_int32),
-        ("group", c_int32),
-        ("weight", c_int64),
-        ("bias", c_int64),
+        ("weight", c_void_p),
+        ("bias", c_void_p),
+        ("weight_gradient", c_void_p),
+        ("bias_gradient", c_void_p),
     )
 
 
@@ -28,6 +29,16 @@ class Group(Structure):
         ("eps", c_float),
         ("max_norm", c_float),
         ("moves", c_int32),
+    )
+
+
+class Distribution(Structure):
+    _fields_ = (
+        ("kind", c_int32),
+        ("choices", POINTER(c_int32)),
+        ("dims", c_int32),
+        ("log_std", c_void_p),
+        ("log_std_gradient", c_void_p),
     )
 
 
@@ -60,12 +71,7 @@ class Plan(Structure):
         ("n_critic", c_int32),
         ("groups", POINTER(Group)),
         ("n_groups", c_int32),
-        ("distribution", c_int32),
-        ("choices", c_void_p),
-        ("dims", c_int32),
-        ("log_std", c_void_p),
-        ("log_std_offset", c_int64),
-        ("actor_group", c_int32),
+        ("distribution", Distribution),
         ("value_shift", c_void_p),
         ("value_scale", c_void_p),
         ("objective", c_int32),
@@ -95,7 +101,25 @@ class Plan(Structure):
     )
 
 
-LAYOUT = reduce(lambda digits, kind: digits * 1000 + sizeof(kind), (Plan, Batch, Group, Layer), 0)
+class Acting(Structure):
+    _fields_ = (
+        ("layers", POINTER(Layer)),
+        ("n_layers", c_int32),
+        ("rows", c_int32),
+        ("distribution", Distribution),
+        ("start", c_void_p),
+        ("low", c_void_p),
+        ("high", c_void_p),
+        ("center", c_void_p),
+        ("half_range", c_void_p),
+        ("wide", c_int32),
+        ("mean", c_void_p),
+        ("std", c_void_p),
+        ("clip", c_double),
+    )
+
+
+LAYOUT = reduce(lambda digits, kind: digits * 1000 + sizeof(kind), (Plan, Acting, Batch, Group, Layer), 0)
 """Sizes, as `levelhead_layout` tells them."""
 
 MEANS = (

@@ -1,62 +1,5 @@
 // Epochs of minibatches: gather, forward, loss, backward, clip, Adam.
 
-// Memory for one call, zeroed: what is padded stays zero.
-class Arena {
-   public:
-    template <class T>
-    T *take(int64_t count) {
-        const size_t bytes = (sizeof(T) * count + 63) / 64 * 64;
-        void *p = std::aligned_alloc(64, bytes ? bytes : 64);
-        if (!p) std::abort();
-        std::memset(p, 0, bytes);
-        blocks.push_back({p});
-        return static_cast<T *>(p);
-    }
-    Arena() = default;
-    Arena(const Arena &) = delete;
-    ~Arena() {
-        for (Block block : blocks) std::free(block.p);
-    }
-
-   private:
-    struct Block {  // of this namespace, so that no other instruction set's code for the vector is taken for ours
-        void *p;
-    };
-    std::vector<Block> blocks;
-};
-
-static Room make_room(const Layer &layer, int rows, Arena &arena) {
-    Room room{};
-    room.layer = layer;
-    room.in = padded(layer.inputs), room.out = padded(layer.outputs);
-    room.weight = arena.take<float>((int64_t)layer.inputs * room.out);
-    room.plain = arena.take<float>((int64_t)layer.outputs * room.in);
-    room.bias = arena.take<float>(room.out);
-    for (float **matrix : {&room.y, &room.slope, &room.dy}) *matrix = arena.take<float>((int64_t)rows * room.out);
-    room.dweight = arena.take<float>((int64_t)layer.outputs * room.in);
-    return room;
-}
-
-static std::vector<Room> make_rooms(const Layer *layers, int n, int rows, Arena &arena) {
-    std::vector<Room> rooms;
-    for (int i = 0; i < n; i++) rooms.push_back(make_room(layers[i], rows, arena));
-    return rooms;
-}
-
-static const float *forward(std::vector<Room> &rooms, const float *x, int rows) {
-    for (Room &room : rooms) {
-        forward(room, x, rows);
-        x = room.y;
-    }
-    return x;
-}
-
-// The gradient by the stack's input goes to dx unless that is null.
-static void backward(std::vector<Room> &rooms, const float *x, float *dx, int rows, const Group *groups) {
-    for (int i = (int)rooms.size() - 1; i >= 0; i--)
-        backward(rooms[i], i ? rooms[i - 1].y : x, i ? rooms[i - 1].dy : dx, rows, groups);
-}
-
 static float norm_of(const float *x, int64_t n) {
     Vec total{};
     int64_t i = 0;
@@ -119,19 +62,19 @@ struct Learner {
           shared(make_rooms(p.shared, p.n_shared, rows, arena)),
           actor(make_rooms(p.actor, p.n_actor, rows, arena)),
           critic(make_rooms(p.critic, p.n_critic, rows, arena)),
-          categorical{p, 0, nullptr, nullptr},
-          gaussian{p, nullptr, nullptr, nullptr, nullptr} {
+          categorical{p, p.distribution, 0, nullptr, nullptr},
+          gaussian{p, p.distribution, nullptr, nullptr, nullptr, nullptr} {
         x = arena.take<float>((int64_t)rows * padded(inputs()));
         critic_dx = arena.take<float>(shared.empty() ? 0 : (int64_t)rows * shared.back().out);
         index = arena.take<int64_t>(rows);
         weight = arena.take<float>(rows);
-        if (plan.distribution == CATEGORICAL) {
-            for (int d = 0; d < plan.dims; d++) categorical.logits += plan.choices[d];
+        if (plan.distribution.kind == CATEGORICAL) {
+            for (int d = 0; d < plan.distribution.dims; d++) categorical.logits += plan.distribution.choices[d];
             categorical.log_p = arena.take<Vec>(categorical.logits);
             categorical.old_log_p = arena.take<Vec>(categorical.logits);
         } else {
             for (Vec **room : {&gaussian.error, &gaussian.distance, &gaussian.ratio, &gaussian.log_std_slope})
-                *room = arena.take<Vec>(plan.dims);
+                *room = arena.take<Vec>(plan.distribution.dims);
         }
     }
 
@@ -184,21 +127,20 @@ struct Learner {
         for (int g = 0; g < plan.n_groups; g++)
             std::memset(plan.groups[g].gradient, 0, sizeof(float) * plan.groups[g].size);
         for (auto *rooms : {&shared, &actor, &critic})
-            for (Room &room : *rooms) read_parameters(room, plan.groups);
+            for (Room &room : *rooms) read_parameters(room);
         gather_rows(minibatch);
         const float *features = forward(shared, x, rows);
         if (plan.learn_actor) {
             forward(actor, features, rows);
-            if (plan.distribution == CATEGORICAL) {
+            if (plan.distribution.kind == CATEGORICAL) {
                 actor_loss(categorical, sums);
             } else {
-                for (int d = 0; d < plan.dims; d++) gaussian.log_std_slope[d] = Vec{};
+                for (int d = 0; d < plan.distribution.dims; d++) gaussian.log_std_slope[d] = Vec{};
                 actor_loss(gaussian, sums);
-                if (plan.log_std_offset >= 0)
-                    for (int d = 0; d < plan.dims; d++)
-                        plan.groups[plan.actor_group].gradient[plan.log_std_offset + d] = sum(gaussian.log_std_slope[d]);
+                if (float *gradient = plan.distribution.log_std_gradient)
+                    for (int d = 0; d < plan.distribution.dims; d++) gradient[d] = sum(gaussian.log_std_slope[d]);
             }
-            backward(actor, features, shared.empty() ? nullptr : shared.back().dy, rows, plan.groups);
+            backward(actor, features, shared.empty() ? nullptr : shared.back().dy, rows);
         }
         if (plan.learn_critic) {
             forward(critic, features, rows);
@@ -209,14 +151,14 @@ struct Learner {
                 value_loss(plan, block, last.y + (int64_t)r * last.out, last.dy + (int64_t)r * last.out, last.out, sums);
             }
             // Alone, the critic leaves what it shares with the actor as it is.
-            backward(critic, features, shared.empty() || !plan.learn_actor ? nullptr : critic_dx, rows, plan.groups);
+            backward(critic, features, shared.empty() || !plan.learn_actor ? nullptr : critic_dx, rows);
         }
         if (!shared.empty() && plan.learn_actor) {
             float *dy = shared.back().dy;
             if (plan.learn_critic)
                 for (int64_t i = 0; i < (int64_t)rows * shared.back().out; i += WIDTH)
                     store(dy + i, load(dy + i) + load(critic_dx + i));
-            backward(shared, x, nullptr, rows, plan.groups);
+            backward(shared, x, nullptr, rows);
         }
         sums.mean[LOSS] = (plan.learn_actor ? sums.mean[POLICY_LOSS] + plan.entropy_coef * sums.mean[ENTROPY_LOSS] : 0) +
                           (plan.learn_critic ? plan.value_coef * sums.mean[VALUE_LOSS] : 0);

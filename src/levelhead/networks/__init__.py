@@ -4,7 +4,7 @@ from levelhead.networks.encoders import Encoder, ImageEncoder, ImpalaCNN, Nature
 from levelhead.networks.memory import GRU, LSTM, Memory
 from levelhead.networks.network import Network, State, Torso
 from levelhead.networks.normalizer import ObservationNormalizer
-from levelhead.networks.observation import ObservationReader
+from levelhead.networks.observation import Numbers, ObservationReader
 from levelhead.networks.policy import Policy
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "Memory",
     "NatureCNN",
     "Network",
+    "Numbers",
     "ObservationNormalizer",
     "ObservationReader",
     "Policy",

@@ -1,0 +1,7 @@
+"""What runs in torch, which defines it, and what in native code, which agrees with it to rounding."""
+
+from levelhead.accelerate.actor import NativeActor
+from levelhead.accelerate.epochs import NativeEpochs
+from levelhead.accelerate.support import Engine, acting_refusal, is_worthwhile, learning_refusal
+
+__all__ = ["Engine", "NativeActor", "NativeEpochs", "acting_refusal", "is_worthwhile", "learning_refusal"]
