@@ -46,5 +46,5 @@ $(PACKAGE): pyproject.toml setup.py constraints.txt $(wildcard src/levelhead/nat
 	touch $@
 
 $(DEV): $(PACKAGE)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[box2d,mujoco,atari]" --group dev
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[box2d,mujoco,atari,envpool]" --group dev
 	touch $@

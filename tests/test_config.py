@@ -26,6 +26,7 @@ OUT_OF_RANGE = [
     *(("reward_scale", x) for x in (0.0, -1.0)),
     ("value", "popat"),
     ("device", "gpu"),
+    ("backend", "fast"),
     ("engine", "fast"),
     ("network.shared", (0,)),
     ("network.actor", (64, 0)),

@@ -31,6 +31,7 @@ CHANGES_THE_OUTCOME = {
     "reward_scale": (2.0, {}),
     "normalize_reward": (True, {"value": "linear"}),
     "clip_reward": (0.5, {}),
+    "backend": ("vector", {}),
     "engine": ("torch", {}),
     "eval_every": (32, {}),
     "eval_episodes": (1, {"eval_every": 32}),

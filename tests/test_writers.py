@@ -167,7 +167,7 @@ def test_training_into_a_file_writes_plain_lines(tiny, workdir):
     file = io.StringIO()
     lh.train("CartPole-v1", config=tiny(), console=Console(file=file))
     promise, engine, where, *lines = file.getvalue().splitlines()
-    assert engine.startswith("actions and gradient steps by ")
+    assert engine.startswith("environments one after another; actions and gradient steps by ")
     assert where.startswith("writing to runs/CartPole-v1/")
     assert promise.startswith("CartPole-v1, PopArtValueHead, cpu: rewards times any power of two")
     assert [line.split()[1] for line in lines] == ["32/96", "64/96", "96/96"]

@@ -17,7 +17,7 @@ from levelhead import checkpoint, rundir
 from levelhead.actions import ActionHead
 from levelhead.builders import build_policy, build_trainer
 from levelhead.config import Config, Device, ObjectiveKind, ValueKind, require_default
-from levelhead.envs import GymnasiumVecEnv, VecEnv, make_env, task_names
+from levelhead.envs import Backend, GymnasiumVecEnv, VecEnv, choose_backend, make_env, task_names
 from levelhead.errors import CheckpointError, ConfigError
 from levelhead.evaluation import Report, run_episodes
 from levelhead.loop import run_loop
@@ -115,7 +115,10 @@ def train(
     _require_consistent(env, config, num_envs)
     _require_used(config, network, action_head, surrogate)
     prepare(config)
-    with _opened(env, config.num_envs, config.env.kwargs) as vec:
+    if isinstance(env, str) and config.backend == "auto" and not task_names(env):
+        # What goes on elsewhere must go on with the same.
+        config = replace(config, backend=choose_backend(env, config.env.kwargs))
+    with _opened(env, config.num_envs, config.env.kwargs, config.backend) as vec:
         policy = build_policy(config, vec.observation_space, vec.action_space, network, head, vec.tasks, action_head)
         trainer = build_trainer(config, vec, policy, surrogate)
         custom = tuple(part for part, x in parts.items() if x is not None)
@@ -163,7 +166,7 @@ def resume(
     prepare(config)
     environment = config.env_id if env is None else env
     _require_consistent(environment, config, config.num_envs)
-    with _opened(environment, config.num_envs, config.env.kwargs) as vec:
+    with _opened(environment, config.num_envs, config.env.kwargs, config.backend) as vec:
         if vec.tasks != info.tasks:
             raise ConfigError(f"this run was made with tasks {info.tasks}; the environments play {vec.tasks}")
         policy = build_policy(config, vec.observation_space, vec.action_space, network, value, vec.tasks, action_head)
@@ -269,14 +272,14 @@ def _score(policy: Policy, env: AnyEnv, config: Config) -> dict[str, float]:
 
 
 @contextmanager
-def _opened(env: AnyEnv, num_envs: int, kwargs: dict[str, Any]) -> Generator[VecEnv]:
+def _opened(env: AnyEnv, num_envs: int, kwargs: dict[str, Any], backend: Backend = "sync") -> Generator[VecEnv]:
     """The environments that `env` stands for; closed afterwards, unless they were handed over."""
     if isinstance(env, VecEnv):
         yield env
     elif isinstance(env, VectorEnv):
         yield GymnasiumVecEnv(env)
     else:
-        vec = make_env(env, num_envs, kwargs)
+        vec = make_env(env, num_envs, kwargs, backend)
         try:
             yield vec
         finally:
@@ -289,6 +292,8 @@ def _require_consistent(env: AnyEnv, config: Config, num_envs: int | None) -> No
         _require_episodes("eval_episodes", config.eval_episodes, env)
     if isinstance(env, str):
         return
+    if config.backend not in ("auto", "sync"):
+        raise ConfigError(f"backend is {config.backend}, and the environment is handed over as an object")
     if config.env.kwargs:
         raise ConfigError("env.kwargs has nothing to act on: the environment is handed over as an object")
     if isinstance(env, VectorEnv | VecEnv):

@@ -14,6 +14,7 @@ import tyro
 
 from levelhead.accelerate import Engine
 from levelhead.divergence import Check
+from levelhead.envs import Backend
 from levelhead.errors import ConfigError
 from levelhead.estimators import Baseline, Credit
 from levelhead.layers import Activation
@@ -386,6 +387,9 @@ class Config:
     head needs none of it."""
     clip_reward: float | None = None
     """Clip rewards to plus and minus this, after any scaling."""
+    backend: Backend = "sync"
+    """What runs environments given by id: Gymnasium's, one after another (sync); the vector version that one was
+    registered with (vector); EnvPool (envpool, an extra); or the fastest of these that has the environment (auto)."""
     device: Device = "auto"
     """Where networks live; auto takes a GPU if there is one."""
     engine: Engine = "auto"

@@ -59,6 +59,8 @@ def preset(
         targets: how returns are estimated; None for what goes with the objective.
     """
     config = _for_objective(_environment(env_id), objective)
+    if objective == "a2c" and _name(env_id) in MUJOCO:  # measured
+        config = replace(config, num_steps=16)
     if targets is not None:
         config = _with_targets(config, targets)
     match kind:
@@ -95,9 +97,14 @@ def _with_targets(config: Config, targets: TargetKind) -> Config:
     return replace(config, targets=targets, ppo=replace(config.ppo, lam=lam))
 
 
+def _name(env_id: str) -> str:
+    """An id without module and version."""
+    return re.sub(r"-v\d+$", "", env_id.rpartition(":")[2])
+
+
 def _environment(env_id: str) -> Config:
     base = Config(env_id)
-    name = re.sub(r"-v\d+$", "", env_id.rpartition(":")[2])
+    name = _name(env_id)
     if is_atari(env_id):
         return _atari(base)
     if name in MUJOCO:

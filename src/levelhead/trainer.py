@@ -99,9 +99,10 @@ class Trainer:
 
     @property
     def engines(self) -> str:
-        """What acts and what takes the gradient steps, in a sentence."""
-        acts, learns = self.collector.actor.engine, self.learner.engine
-        return f"actions and gradient steps by {acts}" if acts == learns else f"actions by {acts}; steps by {learns}"
+        """How environments are run, what acts and what takes the gradient steps, in a sentence."""
+        running, acts, learns = self.collector.env.running, self.collector.actor.engine, self.learner.engine
+        engines = f"actions and gradient steps by {acts}" if acts == learns else f"actions by {acts}; steps by {learns}"
+        return f"environments {running}; {engines}" if running else engines
 
     @property
     def done(self) -> bool:

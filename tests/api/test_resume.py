@@ -86,6 +86,8 @@ VARIANTS = {
     "a critic apart": {"critic.joint": False, "critic.epochs_after": 2, "ppo.kl_limit": constant(1e-4)},
     "an auxiliary phase": {"auxiliary.every": 1},
     "tasks": {"env_id": "Swing-v0+Hill-v0", "ppo.advantage": "percentile", "eval_every": 64},
+    "environments in NumPy": {"backend": "vector"},
+    "environments in C++": {"backend": "envpool"},
 }
 
 
@@ -94,8 +96,8 @@ def test_cut_at_a_checkpoint_and_resumed_it_ends_bit_for_bit_as_in_one_go(tiny, 
     config = tiny(**{"total_steps": 128, **changes})
     whole = lh.train(config.env_id, config=config)
     expected, state = outcome(whole.directory), whole.policy.state_dict()
-    assert len(expected["metrics"]) == 4
-    for step in (32, 96):
+    first, *_, before_last, _ = checkpoint.checkpoints(whole.directory)
+    for step in (int(path.name.removeprefix("step-")) for path in (first, before_last)):
         copy = shutil.copytree(whole.directory, workdir / str(step))
         forget_after(copy, step)
         run = lh.resume(copy)

@@ -18,7 +18,7 @@ OPTIONS = {
     "action.sigma", "action.std", "action.std-hidden", "auxiliary.clone-coef", "auxiliary.epochs",
     "auxiliary.every", "baseline", "checkpoint-every", "clip-reward", "credit",
     "critic.epochs-after", "critic.epochs-before", "critic.joint", "critic.minibatches", "critic.no-joint",
-    "device", "engine",
+    "backend", "device", "engine",
     "env.kwargs", "eval-episodes", "eval-every", "head.beta", "import", "memory.kind", "memory.place",
     "memory.sharing", "memory.size", "network.activation", "network.actor", "network.critic",
     "network.image-encoder", "network.no-normalize-observation", "network.normalize-observation", "network.shared",
@@ -57,6 +57,7 @@ def parsed(cli, monkeypatch):
 
 
 TEXTS = {
+    "backend": ("auto", "auto"),
     "engine": ("torch", "torch"),
     "total_steps": ("77", 77),
     "seed": ("5", 5),

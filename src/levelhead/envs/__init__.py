@@ -1,16 +1,19 @@
 """Environments as tensors: one protocol, one adapter per family."""
 
 from levelhead.envs.atari import is_atari
+from levelhead.envs.backends import Backend, choose_backend
 from levelhead.envs.gymnasium import GymnasiumVecEnv, make_gymnasium
 from levelhead.envs.multitask import MultiTaskVecEnv, make_env, task_names
 from levelhead.envs.vec import ArrayStep, Step, VecEnv
 
 __all__ = [
     "ArrayStep",
+    "Backend",
     "GymnasiumVecEnv",
     "MultiTaskVecEnv",
     "Step",
     "VecEnv",
+    "choose_backend",
     "is_atari",
     "make_env",
     "make_gymnasium",

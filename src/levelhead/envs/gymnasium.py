@@ -12,6 +12,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
 from levelhead.envs.atari import is_atari, make_atari
+from levelhead.envs.backends import NAMED, Backend, EnvPoolEnvs, choose_backend, make_vector
 from levelhead.envs.sync import SyncEnvs, put
 from levelhead.envs.vec import ArrayStep, Step, VecEnv
 from levelhead.errors import ConfigError
@@ -34,12 +35,13 @@ class GymnasiumVecEnv(VecEnv):
 
     Args:
         env: a vector environment whose metadata name its autoreset mode.
+        running: how it runs them, for people to read.
 
     Raises:
         ConfigError: the mode is missing from the metadata, or unknown.
     """
 
-    def __init__(self, env: VectorEnv[Any, Any, Any]) -> None:
+    def __init__(self, env: VectorEnv[Any, Any, Any], running: str = "") -> None:
         try:
             self.mode = AutoresetMode(env.metadata.get("autoreset_mode"))
         except ValueError as error:
@@ -48,6 +50,7 @@ class GymnasiumVecEnv(VecEnv):
                 f" {', '.join(m.name for m in AutoresetMode)}; {error}"
             ) from error
         self.env = env
+        self.running = running
         self.num_envs = env.num_envs
         self.observation_space, self._mask_observed = without_mask(env.single_observation_space)
         self.action_space = env.single_action_space
@@ -147,6 +150,7 @@ def make_gymnasium(
     env: str | Callable[[], gym.Env[Any, Any]],
     num_envs: int,
     kwargs: Mapping[str, Any] | None = None,
+    backend: Backend = "sync",
 ) -> GymnasiumVecEnv:
     """N environments in this process, by registered id or by a function that makes one.
 
@@ -155,12 +159,19 @@ def make_gymnasium(
             `make_atari` says.
         num_envs: N.
         kwargs: reach the constructor of an environment given by id.
+        backend: what runs them. `sync`: Gymnasium's environments one after another. `vector`: the vector version that
+            an environment was registered with. `envpool`: EnvPool's, with `kwargs` for its options. `auto`: the fastest
+            of these that runs the environment.
 
     Raises:
         ConfigError: the id is unknown, the environment's dependencies are missing, or it refuses the arguments.
     """
     if not isinstance(env, str):
+        if backend not in ("auto", "sync"):
+            raise ConfigError(f"backend is {backend}, which needs an environment's id")
         make = env
+    elif (chosen := choose_backend(env, kwargs or {}) if backend == "auto" else backend) != "sync":
+        return _made_elsewhere(env, num_envs, kwargs or {}, chosen)
     elif is_atari(env):
         make = partial(make_atari, env, kwargs or {})
     else:
@@ -173,4 +184,12 @@ def make_gymnasium(
         ) from error
     except (gym.error.Error, ImportError, TypeError) as error:
         raise ConfigError(f"cannot make {env}: {error}") from error
-    return GymnasiumVecEnv(vector)
+    return GymnasiumVecEnv(vector, NAMED["sync"])
+
+
+def _made_elsewhere(env_id: str, num_envs: int, kwargs: Mapping[str, Any], backend: Backend) -> GymnasiumVecEnv:
+    make = {"vector": make_vector, "envpool": EnvPoolEnvs}[backend]
+    try:
+        return GymnasiumVecEnv(make(env_id, num_envs, kwargs), NAMED[backend])
+    except (gym.error.Error, ImportError, TypeError) as error:
+        raise ConfigError(f"cannot make {env_id}: {error}") from error

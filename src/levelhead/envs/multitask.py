@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from levelhead.envs.backends import Backend
 from levelhead.envs.gymnasium import make_gymnasium
 from levelhead.envs.vec import Step, VecEnv
 from levelhead.errors import ConfigError
@@ -137,7 +138,10 @@ def task_names(env: object) -> tuple[str, ...]:
 
 
 def make_env(
-    env: str | Callable[[], gym.Env[Any, Any]], num_envs: int, kwargs: Mapping[str, Any] | None = None
+    env: str | Callable[[], gym.Env[Any, Any]],
+    num_envs: int,
+    kwargs: Mapping[str, Any] | None = None,
+    backend: Backend = "sync",
 ) -> VecEnv:
     """N environments in this process, of one kind or of several.
 
@@ -145,13 +149,14 @@ def make_env(
         env: id in Gymnasium's registry, several ids joined by `+` for as many tasks, or an environment factory.
         num_envs: N, shared evenly among tasks.
         kwargs: reach the constructor of an environment given by a single id.
+        backend: what runs them, as `make_gymnasium` has it.
 
     Raises:
         ConfigError: as `make_gymnasium` and `MultiTaskVecEnv`; an id comes twice, or N is too small for the tasks.
     """
     names = task_names(env)
     if not names:
-        return make_gymnasium(env, num_envs, kwargs)
+        return make_gymnasium(env, num_envs, kwargs, backend)
     if len(set(names)) < len(names):
         raise ConfigError(f"every task of {env} must be another environment")
     if num_envs < len(names):
@@ -162,7 +167,7 @@ def make_env(
     members: dict[str, VecEnv] = {}
     try:
         for k, name in enumerate(names):
-            members[name] = make_gymnasium(name, share + (k < rest))
+            members[name] = make_gymnasium(name, share + (k < rest), backend=backend)
         return MultiTaskVecEnv(members)
     except ConfigError:
         for member in members.values():

@@ -58,6 +58,7 @@ class VecEnv(ABC):
         action_mask: what is legal now, bool: `[N, choices]`, or a dict of these by the paths of an action's parts, as
             `ActionHead.legal` of the policy's head takes it. True throughout in rows whose action will be ignored.
             None, before and after every step, where everything is legal always.
+        running: how they are run, for people to read.
         arrays: whether there is `step_arrays`, and it is what they would rather be asked.
 
     Observations and actions are tensors, or tuples and dicts of tensors as the spaces nest them.
@@ -70,6 +71,7 @@ class VecEnv(ABC):
     task: Tensor | None = None
     action_mask: Tree | None = None
     arrays: bool = False
+    running: str = ""
 
     @abstractmethod
     def reset(self, seed: int) -> Tree:
