@@ -12,7 +12,8 @@ NATIVE = Extension(
     depends=sorted(glob("src/levelhead/native/*.h")),
     language="c++",
     # Nothing ever looks at traps and errno; NaN and infinity still behave.
-    extra_compile_args=["-std=c++17", "-O3", "-g0", "-fno-math-errno", "-fno-trapping-math"],
+    extra_compile_args=["-std=c++17", "-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", "-pthread"],
+    extra_link_args=["-pthread"],
     optional=True,
 )
 

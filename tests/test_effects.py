@@ -7,6 +7,7 @@ import torch
 
 import levelhead as lh
 from fields import leaves
+from levelhead import native
 from levelhead.builders import build_device
 from levelhead.config import AdvantageScale, Distribution, MemoryKind, ObjectiveKind, TargetKind, ValueKind
 from levelhead.estimators import Baseline
@@ -173,10 +174,18 @@ def test_threads_are_those_of_torch_and_0_leaves_them_alone(tiny, workdir, threa
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
-        lh.train("CartPole-v1", config=tiny(threads=threads, total_steps=1))
+        lh.train("CartPole-v1", config=tiny(threads=threads, total_steps=1, engine="torch"))
         assert torch.get_num_threads() == expected
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(not native.available(), reason="built without a compiler")
+def test_threads_are_those_of_native_code_where_it_learns(tiny, workdir, monkeypatch):
+    asked, run = [], native.run_epochs
+    monkeypatch.setattr(native, "run_epochs", lambda plan: (asked.append(plan.threads), run(plan)))
+    lh.train("CartPole-v1", config=tiny(threads=2, total_steps=1, engine="native"))
+    assert (asked, torch.get_num_threads()) == ([2], 1)
 
 
 def test_run_dir_decides_where_the_run_is_written(tiny, workdir):

@@ -396,7 +396,8 @@ class Config:
     """What acts and takes gradient steps: torch; native code, which agrees with it to rounding; or native code, where
     it can and is faster (auto). Where it can't take the steps `native` is refused; where it can't act, torch does."""
     threads: int = 1
-    """CPU threads of torch, for the whole process; at the usual sizes a second one hurts. 0 leaves torch's choice."""
+    """CPU threads of torch, for the whole process; small networks get slower with a second one. Where native code takes
+    the gradient steps torch has one, and native code these: two are of use. 0 leaves torch's choice."""
     run_dir: Path | None = None
     """Where the run is written; runs/<env>/<UTC time>-s<seed> where not given."""
     eval_every: int = 0

@@ -169,6 +169,26 @@ def test_many_iterations_stay_together():
         torch.testing.assert_close(ends[1][0][name], x, rtol=1e-2, atol=1e-3)
 
 
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("shared", [(), (16,)], ids=str)
+def test_with_two_threads_it_is_the_same_bit_for_bit(monkeypatch, options, shared):
+    network, asked, run = NetworkConfig(shared, (33,), (20, 8)), [], native.run_epochs
+    monkeypatch.setattr(native, "run_epochs", lambda plan: (asked.append(plan.threads), run(plan)))
+
+    def outcome(threads):
+        policy = build_policy(Config("toy", network=network, device="cpu"), OBSERVATIONS, REALS)
+        learner = configured_learner(policy, engine="native", threads=threads, **options_of(options))
+        metrics = learn(learner, acted_on(policy, make_batch(policy, 150)))
+        return {**snapshot(policy), **learner.state_dict(), **metrics}
+
+    one = outcome(1)
+    assert set(asked) == {1}
+    asked.clear()
+    for _ in range(5):
+        assert same(outcome(2), one)
+    assert set(asked) == {2}
+
+
 @pytest.mark.parametrize("env", [Chain, Matching])
 def test_the_same_run_twice_is_the_same_bit_for_bit(env):
     policies = []

@@ -36,13 +36,21 @@ class NativeEpochs(Epochs):
     Args:
         loss, optimizer, split, control: as `Epochs` has them.
         criterion: whose loss it is.
+        threads: from two on, actor and critic learn side by side; what comes of it is the same.
     """
 
     def __init__(
-        self, loss: Loss, optimizer: Optimizer, split: Split, criterion: Criterion, control: KLControl | None = None
+        self,
+        loss: Loss,
+        optimizer: Optimizer,
+        split: Split,
+        criterion: Criterion,
+        control: KLControl | None = None,
+        threads: int = 1,
     ) -> None:
         super().__init__(loss, optimizer, split, control)
         self.criterion = criterion
+        self.threads = threads
         self._names = [name for name in GROUPS if name in optimizer.flat]
 
     def __call__(
@@ -117,6 +125,7 @@ class NativeEpochs(Epochs):
         plan.batch.task = at(batch.task, torch.int64)
         plan.index, plan.weight = at(index, torch.int64), at(weight)
         plan.minibatches, plan.size = index.shape
+        plan.threads = self.threads
         self._write_distribution(plan, batch, at)
         self._write_losses(plan, at)
         self._write_optimizer(plan)

@@ -7,4 +7,5 @@
 #include <initializer_list>
 #include <vector>
 
+#include "helper.h"
 #include "plan.h"

@@ -169,6 +169,10 @@ static std::vector<Room> make_rooms(const Layer *layers, int n, int rows, Arena 
     return rooms;
 }
 
+static void read_parameters(std::vector<Room> &rooms) {
+    for (Room &room : rooms) read_parameters(room);
+}
+
 static const float *forward(std::vector<Room> &rooms, const float *x, int rows) {
     for (Room &room : rooms) {
         forward(room, x, rows);

@@ -60,6 +60,7 @@ struct Plan {
     float max_norm;   // of all groups together; 0: each by its own
     float kl_limit;   // 0: none
     float beta1, beta2;
+    int32_t threads;  // at most two are of use
 
     Batch batch;
     const int64_t *index;  // [minibatches, size]

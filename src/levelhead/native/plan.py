@@ -89,6 +89,7 @@ class Plan(Structure):
         ("kl_limit", c_float),
         ("beta1", c_float),
         ("beta2", c_float),
+        ("threads", c_int32),
         ("batch", Batch),
         ("index", c_void_p),
         ("weight", c_void_p),

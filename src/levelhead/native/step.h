@@ -48,6 +48,7 @@ static void adam(const Plan &plan, Group &group, float scale) {
 struct Learner {
     const Plan &plan;
     Arena arena;
+    Helper helper;
     int rows;  // of a minibatch, up to whole vectors
     std::vector<Room> shared, actor, critic;
     float *x, *critic_dx;
@@ -58,6 +59,7 @@ struct Learner {
 
     explicit Learner(const Plan &p)
         : plan(p),
+          helper(p.threads > 1 && p.learn_actor && p.learn_critic),
           rows(padded((int)p.size)),
           shared(make_rooms(p.shared, p.n_shared, rows, arena)),
           actor(make_rooms(p.actor, p.n_actor, rows, arena)),
@@ -121,38 +123,50 @@ struct Learner {
         }
     }
 
+    // Means of the actor's losses, and its gradients.
+    Sums learn_actor(const float *features) {
+        Sums sums{};
+        if (!plan.learn_actor) return sums;
+        read_parameters(actor);
+        forward(actor, features, rows);
+        if (plan.distribution.kind == CATEGORICAL) {
+            actor_loss(categorical, sums);
+        } else {
+            for (int d = 0; d < plan.distribution.dims; d++) gaussian.log_std_slope[d] = Vec{};
+            actor_loss(gaussian, sums);
+            if (float *gradient = plan.distribution.log_std_gradient)
+                for (int d = 0; d < plan.distribution.dims; d++) gradient[d] = sum(gaussian.log_std_slope[d]);
+        }
+        backward(actor, features, shared.empty() ? nullptr : shared.back().dy, rows);
+        return sums;
+    }
+
+    Sums learn_critic(const float *features) {
+        Sums sums{};
+        if (!plan.learn_critic) return sums;
+        read_parameters(critic);
+        forward(critic, features, rows);
+        Room &last = critic.back();
+        std::memset(last.dy, 0, sizeof(float) * rows * last.out);
+        for (int r = 0; r < rows; r += WIDTH) {
+            const Rows block{index + r, load(weight + r)};
+            value_loss(plan, block, last.y + (int64_t)r * last.out, last.dy + (int64_t)r * last.out, last.out, sums);
+        }
+        // Alone, the critic leaves what it shares with the actor as it is.
+        backward(critic, features, shared.empty() || !plan.learn_actor ? nullptr : critic_dx, rows);
+        return sums;
+    }
+
     // Means over the minibatch, gradients in the groups.
     Sums gradient(int64_t minibatch) {
-        Sums sums{};
         for (int g = 0; g < plan.n_groups; g++)
             std::memset(plan.groups[g].gradient, 0, sizeof(float) * plan.groups[g].size);
-        for (auto *rooms : {&shared, &actor, &critic})
-            for (Room &room : *rooms) read_parameters(room);
         gather_rows(minibatch);
+        read_parameters(shared);
         const float *features = forward(shared, x, rows);
-        if (plan.learn_actor) {
-            forward(actor, features, rows);
-            if (plan.distribution.kind == CATEGORICAL) {
-                actor_loss(categorical, sums);
-            } else {
-                for (int d = 0; d < plan.distribution.dims; d++) gaussian.log_std_slope[d] = Vec{};
-                actor_loss(gaussian, sums);
-                if (float *gradient = plan.distribution.log_std_gradient)
-                    for (int d = 0; d < plan.distribution.dims; d++) gradient[d] = sum(gaussian.log_std_slope[d]);
-            }
-            backward(actor, features, shared.empty() ? nullptr : shared.back().dy, rows);
-        }
-        if (plan.learn_critic) {
-            forward(critic, features, rows);
-            Room &last = critic.back();
-            std::memset(last.dy, 0, sizeof(float) * rows * last.out);
-            for (int r = 0; r < rows; r += WIDTH) {
-                const Rows block{index + r, load(weight + r)};
-                value_loss(plan, block, last.y + (int64_t)r * last.out, last.dy + (int64_t)r * last.out, last.out, sums);
-            }
-            // Alone, the critic leaves what it shares with the actor as it is.
-            backward(critic, features, shared.empty() || !plan.learn_actor ? nullptr : critic_dx, rows);
-        }
+        Sums sums, of_critic;
+        helper.both([&] { sums = learn_actor(features); }, [&] { of_critic = learn_critic(features); });
+        sums.mean[VALUE_LOSS] = of_critic.mean[VALUE_LOSS];
         if (!shared.empty() && plan.learn_actor) {
             float *dy = shared.back().dy;
             if (plan.learn_critic)
@@ -187,12 +201,17 @@ struct Learner {
         for (int g = 0; g < plan.n_groups; g++) plan.means[MEANS + g] += norm[g];
         ++*plan.counted;
         if (*plan.blocked != 0.0f) return true;
-        for (int g = 0; g < plan.n_groups; g++) {
-            if (!plan.groups[g].moves) continue;
+        const auto move = [&](int g) {
+            if (!plan.groups[g].moves) return;
             const float length = plan.max_norm > 0 ? std::sqrt(whole) : norm[g];
             const float limit = plan.max_norm > 0 ? plan.max_norm : plan.groups[g].max_norm;
             adam(plan, plan.groups[g], length > limit ? limit / length : 1.0f);
-        }
+        };
+        const int last = plan.n_groups - 1;
+        const auto others = [&] {
+            for (int g = 0; g < last; g++) move(g);
+        };
+        helper.both(others, [&] { move(last); });
         return true;
     }
 };
