@@ -1,9 +1,13 @@
 """No option is without effect: every field of the config changes something."""
 
+import io
+import itertools
+import re
 from typing import get_args
 
 import pytest
 import torch
+from rich.console import Console
 
 import levelhead as lh
 from fields import leaves
@@ -169,19 +173,37 @@ def test_device_cuda_without_a_gpu_is_refused_before_anything_is_written(monkeyp
     assert list(workdir.iterdir()) == []
 
 
-@pytest.mark.parametrize(("threads", "expected"), [(1, 1), (3, 3), (0, 2)])
-def test_threads_are_those_of_torch_and_0_leaves_them_alone(tiny, workdir, threads, expected):
+@pytest.fixture
+def four_processors(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1, 2, 5})
     before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(2)
-        lh.train("CartPole-v1", config=tiny(threads=threads, total_steps=1, engine="torch"))
-        assert torch.get_num_threads() == expected
-    finally:
-        torch.set_num_threads(before)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("threads", "expected"), [(1, 1), (3, 3), (100, 4)])
+def test_threads_are_those_of_torch_and_no_more_than_processors(four_processors, tiny, workdir, threads, expected):
+    lh.train("CartPole-v1", config=tiny(threads=threads, total_steps=1, engine="torch"))
+    assert torch.get_num_threads() == expected
+
+
+def test_threads_0_tries_and_tells(four_processors, tiny, workdir):
+    seen, file, forward = [], io.StringIO(), lh.PopArtValueHead.forward
+
+    class Watching(lh.PopArtValueHead):
+        def forward(self, features):
+            seen.append(torch.get_num_threads())
+            return forward(self, features)
+
+    config = tiny(threads=0, total_steps=5 * 32)
+    lh.train("CartPole-v1", config=config, value=Watching(8), console=Console(file=file))
+    assert [count for count, _ in itertools.groupby(seen)][:3] == [1, 2, 4]
+    (found,) = re.findall(r"threads: (\d) \(1: [\d,]+ steps/s, 2: [\d,]+ steps/s, 4: [\d,]+ steps/s\)", file.getvalue())
+    assert torch.get_num_threads() == int(found) == seen[-1]
 
 
 @pytest.mark.skipif(not native.available(), reason="built without a compiler")
-def test_threads_are_those_of_native_code_where_it_learns(tiny, workdir, monkeypatch):
+def test_threads_are_those_of_native_code_where_it_learns(four_processors, tiny, workdir, monkeypatch):
     asked, run = [], native.run_epochs
     monkeypatch.setattr(native, "run_epochs", lambda plan: (asked.append(plan.threads), run(plan)))
     lh.train("CartPole-v1", config=tiny(threads=2, total_steps=1, engine="native"))

@@ -14,7 +14,6 @@ from gymnasium.vector import VectorEnv
 from rich.console import Console
 
 from levelhead import checkpoint, rundir
-from levelhead.accelerate import NativeEpochs
 from levelhead.actions import ActionHead
 from levelhead.builders import build_policy, build_trainer
 from levelhead.config import Config, Device, ObjectiveKind, ValueKind, require_default
@@ -27,7 +26,7 @@ from levelhead.objectives import Objective
 from levelhead.presets import preset
 from levelhead.rundir import RunInfo
 from levelhead.spaces import same_shapes
-from levelhead.trainer import Trainer
+from levelhead.threads import processors
 from levelhead.values import ValueHead
 from levelhead.writers import metrics_until
 
@@ -123,7 +122,6 @@ def train(
     with _opened(env, config.num_envs, config.env.kwargs, config.backend) as vec:
         policy = build_policy(config, vec.observation_space, vec.action_space, network, head, vec.tasks, action_head)
         trainer = build_trainer(config, vec, policy, surrogate)
-        _leave_threads_to_native_code(trainer)
         custom = tuple(part for part, x in parts.items() if x is not None)
         directory = rundir.create(config)
         rundir.write_info(directory, RunInfo(config, vec.observation_space, vec.action_space, vec.tasks, custom))
@@ -174,7 +172,6 @@ def resume(
             raise ConfigError(f"this run was made with tasks {info.tasks}; the environments play {vec.tasks}")
         policy = build_policy(config, vec.observation_space, vec.action_space, network, value, vec.tasks, action_head)
         trainer = build_trainer(config, vec, policy, objective)
-        _leave_threads_to_native_code(trainer)
         with _damage_named(source):
             trainer.load_state_dict({**tensors, **state})
         metrics_until(directory / rundir.METRICS, trainer.iteration)  # refuses a damaged file before anything changes
@@ -263,13 +260,7 @@ def prepare(config: Config) -> None:
         except Exception as error:
             raise ConfigError(f"cannot import {module}: {error!r}") from error
     if config.threads:
-        torch.set_num_threads(config.threads)
-
-
-def _leave_threads_to_native_code(trainer: Trainer) -> None:
-    """Gives torch one where native code learns: torch's others wait busily, in the way of those."""
-    if any(isinstance(phase, NativeEpochs) for phase in trainer.learner.phases):
-        torch.set_num_threads(1)
+        torch.set_num_threads(min(config.threads, processors()))
 
 
 # -- behind the door ---------------------------------------------------------------------------------------------

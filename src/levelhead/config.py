@@ -396,8 +396,9 @@ class Config:
     """What acts and takes gradient steps: torch; native code, which agrees with it to rounding; or native code, where
     it can and is faster (auto). Where it can't take the steps `native` is refused; where it can't act, torch does."""
     threads: int = 1
-    """CPU threads of torch, for the whole process; small networks get slower with a second one. Where native code takes
-    the gradient steps torch has one, and native code these: two are of use. 0 leaves torch's choice."""
+    """CPU threads, though no more than there are processors: torch's, for the whole process, or of native code where
+    that takes the gradient steps, which has use for two. In torch small networks get slower with a second one, and
+    results differ by rounding. 0: whichever is fastest, after an iteration with each power of two."""
     run_dir: Path | None = None
     """Where the run is written; runs/<env>/<UTC time>-s<seed> where not given."""
     eval_every: int = 0

@@ -71,6 +71,10 @@ class Learner:
         for phase in (*self.phases, *self.later):
             phase.advance(progress)
 
+    def every_phase(self) -> tuple[Phase, ...]:
+        """Those of all iterations."""
+        return (*self.frozen, *self.phases, *self.later)
+
     def learn(
         self, batch: Batch, valid: Tensor, healthy: Tensor, iteration: int, estimate: Estimate | None = None
     ) -> dict[str, Tensor]:

@@ -5,15 +5,19 @@ import threading
 import warnings
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
+import torch
 from rich.console import Console
 
 from levelhead import checkpoint, rundir
+from levelhead.accelerate import NativeEpochs
 from levelhead.config import Config
 from levelhead.errors import TrainingFault
 from levelhead.oscillation import OscillationWatch
+from levelhead.threads import Threads
 from levelhead.trainer import Iteration, Trainer
 from levelhead.writers import ConsoleWriter, JsonlWriter, TensorBoardWriter, Writer
 
@@ -50,6 +54,7 @@ def run_loop(
             console.print(line, soft_wrap=True, highlight=False, markup=False)
         writers.append(ConsoleWriter(config.total_steps, console))
     oscillation = OscillationWatch()
+    threads = Threads(config.threads, partial(_use_threads, trainer))
     with _interruption() as interrupted:
         try:
             for iteration in trainer:
@@ -59,6 +64,8 @@ def run_loop(
                     writer.write(iteration)
                 if message := oscillation(iteration.metrics, iteration.steps):
                     warnings.warn(message, stacklevel=2)
+                if (found := threads.note(iteration.metrics["time/fps"])) and console is not None:
+                    console.print(found, highlight=False)
                 stop = interrupted.is_set()
                 if trainer.done or stop or _due(iteration, config.checkpoint_interval):
                     _save(trainer, directory)
@@ -71,6 +78,14 @@ def run_loop(
             for writer in writers:
                 writer.close()
     return not trainer.done
+
+
+def _use_threads(trainer: Trainer, count: int) -> None:
+    """Native code's where that learns, and else torch's, whose others would wait busily in the way of native code's."""
+    native = [phase for phase in trainer.learner.every_phase() if isinstance(phase, NativeEpochs)]
+    for phase in native:
+        phase.threads = count
+    torch.set_num_threads(1 if native else count)
 
 
 def _due(iteration: Iteration, every: int) -> bool:

@@ -187,7 +187,7 @@ def build_learner(config: Config, policy: Policy, objective: Objective) -> Learn
 
     def run(loss: Loss, split: Split, control: KLControl | None = None) -> Epochs:
         if reason is None:
-            return NativeEpochs(loss, optimizer, split, criterion, control, config.threads or torch.get_num_threads())
+            return NativeEpochs(loss, optimizer, split, criterion, control, max(config.threads, 1))
         return Epochs(loss, optimizer, split, control)
 
     def critic_epochs(epochs: int, minibatches: int) -> list[Phase]:

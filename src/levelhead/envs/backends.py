@@ -1,7 +1,6 @@
 """Which code runs the environments of an id."""
 
 import importlib
-import os
 import warnings
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -13,6 +12,7 @@ from gymnasium.vector.utils import batch_space
 
 from levelhead.envs.atari import is_atari
 from levelhead.errors import ConfigError
+from levelhead.threads import processors
 
 Backend = Literal["auto", "sync", "vector", "envpool"]
 NAMED: dict[Backend, str] = {
@@ -125,7 +125,7 @@ class EnvPoolEnvs(VectorEnv[Any, Any, Any]):
         self.metadata = self._pool.metadata
 
     def _make(self, seed: int) -> Any:
-        threads = min(self.num_envs, len(os.sched_getaffinity(0)))
+        threads = min(self.num_envs, processors())
         options = {"num_threads": threads, **self.kwargs, "num_envs": self.num_envs, "seed": seed}
         try:
             return _make_pool(self.env_id, **options)
