@@ -1,0 +1,100 @@
+"""Do learning curves stay the same, whatever takes the steps and runs the environments?
+
+    python benchmarks/switches.py run [CartPole-v1 ...] [--switches torch native ...] [--seeds 1 2 3 4 5]
+    python benchmarks/switches.py report
+
+`run` appends to results/switches.jsonl whatever is not in there yet; `report` prints a table per environment. Engines
+agree to rounding and backends start episodes elsewhere, so that runs of one seed drift apart as two seeds do; what must
+agree is what comes of many. A switch that an environment has no use for is left out there.
+"""
+
+import argparse
+import json
+import tempfile
+from collections import defaultdict
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import records
+from scale_task import EPISODES, greedy_return
+from stats import interval, summary
+
+import levelhead as lh
+
+REFERENCE = "torch"
+SWITCHES: dict[str, dict[str, Any]] = {
+    REFERENCE: {"engine": "torch"},
+    "native": {"engine": "native"},
+    "vector": {"backend": "vector"},
+    "envpool": {"backend": "envpool"},
+}
+"""What each changes in the preset."""
+STEPS = {"CartPole-v1": 100_000, "Pendulum-v1": 200_000, "HalfCheetah-v5": 300_000}
+WITHOUT = {("Pendulum-v1", "vector"), ("HalfCheetah-v5", "vector")}
+"""Environments that have no such thing."""
+
+
+def once(env_id: str, switch: str, seed: int) -> dict[str, float]:
+    """One run: its mean return over training, and that of its greedy policy afterwards."""
+    config = replace(lh.preset(env_id), total_steps=STEPS[env_id], seed=seed, checkpoint_every=0, device="cpu")
+    with tempfile.TemporaryDirectory() as directory:
+        run = lh.train(env_id, config=replace(config, **SWITCHES[switch]), run_dir=directory)
+        if run.interrupted:
+            raise SystemExit("interrupted")
+        lines = [json.loads(line) for line in (run.directory / "metrics.jsonl").read_text().splitlines()]
+    curve = [line["rollout/ep_rew_mean"] for line in lines if "rollout/ep_rew_mean" in line]
+    return {"curve": float(np.mean(curve)), "return": greedy_return(env_id, run.policy.act)}
+
+
+def run(env_ids: list[str], switches: list[str], seeds: list[int]) -> None:
+    done = {(r["env"], r["switch"], r["seed"]) for r in records.read("switches")}
+    for seed in seeds:
+        for env_id in env_ids:
+            for switch in switches:
+                if (env_id, switch, seed) not in done and (env_id, switch) not in WITHOUT:
+                    result = once(env_id, switch, seed)
+                    records.append("switches", {"env": env_id, "switch": switch, "seed": seed, **result})
+
+
+def report() -> None:
+    results: dict[str, dict[str, list[dict[str, float]]]] = defaultdict(lambda: defaultdict(list))
+    for r in records.read("switches"):
+        results[r["env"]][r["switch"]].append(r)
+    print(
+        f"Mean return over training, and greedy return over {EPISODES} episodes afterwards; IQM over seeds [95%"
+        f" bootstrap interval], in bold where the interval lies apart from {REFERENCE}'s."
+    )
+    for env_id, steps in STEPS.items():
+        print(f"\n{env_id}, {steps:,} steps\n\n| | seeds | over training | greedy |\n|---|---|---|---|")
+        for switch in SWITCHES:
+            if rows := results[env_id][switch]:
+                shown = [_beside(rows, results[env_id][REFERENCE], figure) for figure in ("curve", "return")]
+                print(f"| {switch} | {len(rows)} | {' | '.join(shown)} |")
+
+
+def _beside(rows: list[dict[str, float]], reference: list[dict[str, float]], figure: str) -> str:
+    given, expected = ([r[figure] for r in group] for group in (rows, reference))
+    (low, high), (least, most) = interval(given), interval(expected)
+    return f"**{summary(given)}**" if high < least or low > most else summary(given)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    runs = commands.add_parser("run")
+    runs.add_argument("env_ids", nargs="*", metavar="ENV_ID", help=f"of {', '.join(STEPS)}; all where not given")
+    runs.add_argument("--switches", nargs="+", default=list(SWITCHES), choices=list(SWITCHES))
+    runs.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3, 4, 5])
+    commands.add_parser("report")
+    a = parser.parse_args()
+    if a.command == "report":
+        report()
+    elif unknown := set(a.env_ids) - set(STEPS):
+        parser.error(f"no {', '.join(unknown)}; there are {', '.join(STEPS)}")
+    else:
+        run(a.env_ids or list(STEPS), a.switches, a.seeds)
+
+
+if __name__ == "__main__":
+    main()
