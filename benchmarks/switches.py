@@ -28,6 +28,7 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "native": {"engine": "native"},
     "vector": {"backend": "vector"},
     "envpool": {"backend": "envpool"},
+    "overlap": {"overlap": True},
 }
 """What each changes in the preset."""
 STEPS = {"CartPole-v1": 100_000, "Pendulum-v1": 200_000, "HalfCheetah-v5": 300_000}

@@ -61,7 +61,7 @@ def test_episodes_are_counted_whole_across_rollouts_in_the_environments_units(mo
     assert collector.metrics() == {}
     for iteration in range(5):
         collector.collect(iteration)
-        collector.record_episodes()
+        collector.record(collector.episodes())
     lengths = [4, 3] * 5
     returns = [sum(100 * e + t + 1 for t in range(n)) / 4 for e, n in enumerate(lengths)]
     ended = len(collector.lengths[0])
@@ -147,25 +147,25 @@ def test_rewards_of_invalid_rows_reach_no_episode(bad):
     )
     for collector in (clean, dirty):
         assert not collector.collect(0).valid.all()
-        collector.record_episodes()
+        collector.record(collector.episodes())
     assert dirty.metrics() == clean.metrics()
 
 
 def test_only_the_latest_hundred_episodes_are_averaged():
     collector = Collector(Noise(), readout(), 50, seed=1)
     collector.collect(0)
-    collector.record_episodes()
+    collector.record(collector.episodes())
     assert [len(window) for window in (*collector.returns, *collector.lengths)] == [100, 100]
 
 
 def test_a_reset_starts_new_episodes_and_keeps_the_record():
     collector = Collector(Chain(num_envs=2), readout(), 8, seed=1)
     collector.collect(0)
-    collector.record_episodes()
+    collector.record(collector.episodes())
     assert [list(window) for window in collector.lengths] == [[5, 5]]
     collector.reset(1)
     collector.collect(1)
-    collector.record_episodes()
+    collector.record(collector.episodes())
     assert [list(x) for x in (*collector.lengths, *collector.returns)] == [[5, 5, 5, 5]] * 2
 
 
@@ -223,7 +223,7 @@ def test_episodes_are_counted_by_the_task_that_they_played(mode):
     seen = set()
     for iteration in range(8):
         collector.collect(iteration)
-        collector.record_episodes()
+        collector.record(collector.episodes())
         ended = sum(len(window) for window in collector.lengths)
         seen.add(min(ended, 3))
         expected = {}
@@ -249,14 +249,14 @@ def test_every_task_averages_a_hundred_episodes_of_its_own():
     env = Crowded()
     collector = Collector(env, readout(tasks=2), 50, seed=1)
     collector.collect(0)
-    collector.record_episodes()
+    collector.record(collector.episodes())
     assert [len(window) for window in collector.returns] == [len(window) for window in collector.lengths] == [100, 50]
 
 
 def test_the_record_of_every_task_comes_back_from_json():
     collectors = [Collector(Crowded(), readout(tasks=2), 20, seed=1) for _ in range(2)]
     collectors[0].collect(0)
-    collectors[0].record_episodes()
+    collectors[0].record(collectors[0].episodes())
     collectors[1].load_state_dict(json.loads(json.dumps(collectors[0].state_dict())))
     assert collectors[1].metrics() == collectors[0].metrics() != {}
     assert collectors[1].state_dict() == collectors[0].state_dict()

@@ -38,6 +38,7 @@ CHANGES_THE_OUTCOME = {
     "clip_reward": (0.5, {}),
     "backend": ("vector", {}),
     "engine": ("torch", {}),
+    "overlap": (True, {}),
     "eval_every": (32, {}),
     "eval_episodes": (1, {"eval_every": 32}),
     "env.kwargs": ({"sutton_barto_reward": True}, {}),

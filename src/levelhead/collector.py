@@ -2,7 +2,10 @@
 
 import itertools
 from collections import deque
-from typing import Any
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -52,6 +55,25 @@ class Rows:
             self._arrays[t][...] = value
 
 
+@dataclass(frozen=True)
+class _Played:
+    """What a stepping loop leaves beside the rows that it filled."""
+
+    finals: dict[int, Tree]
+    """By step, the final observations where an episode was truncated."""
+    remembered: list[State]
+    """At the steps that are kept."""
+
+
+class Episode(NamedTuple):
+    """One that has ended."""
+
+    task: int
+    reward: float
+    """The sum of its rewards, in the environment's units."""
+    length: int
+
+
 class Collector:
     """Only the actor runs inside the stepping loop; log-probabilities and values follow in batches.
 
@@ -63,7 +85,8 @@ class Collector:
         reward_scale: multiplies every reward that the learner sees; episode statistics stay in the environment's units.
         chunk: steps that are learned from in one piece; None for all.
         burn_in: steps before each chunk, but the first, at which the memory's state is kept.
-        actor: chooses the policy's actions; `Actor` where not given.
+        actor: chooses the policy's actions; `Actor` where not given. If its policy is another one, that is brought up
+            to date whenever steps are to be taken, and may go on acting while the first one learns (`ahead`).
     """
 
     def __init__(
@@ -80,6 +103,8 @@ class Collector:
         self.env = env
         self.policy = policy
         self.actor = actor or Actor(policy, arrays=env.arrays)
+        self._lags = self.actor.policy is not policy
+        self._ahead: Future[_Played] | None = None
         self.num_steps = num_steps
         self.seed = seed
         self.reward_scale = reward_scale
@@ -107,6 +132,7 @@ class Collector:
 
     def reset(self, iteration: int) -> None:
         """Starts new episodes everywhere, seeded by the iteration they start in."""
+        self.settle()
         first = self.env.reset(derive(self.seed, Stream.ENVIRONMENT, iteration))
         self._write_observation(-1, first)
         self._begins.tensor[-1] = True
@@ -128,16 +154,50 @@ class Collector:
         self._return = np.zeros(self.env.num_envs)
         self._length = np.zeros(self.env.num_envs, dtype=np.int64)
 
-    @torch.no_grad()
     def collect(self, iteration: int) -> Rollout:
-        """The next T steps of every environment. The rollout's tensors are overwritten by the next call."""
+        """The next T steps of every environment. The rollout's tensors are overwritten by the next call, or `ahead`."""
+        if self._ahead is None:
+            self._let_act()
+            played = self._play(iteration)
+        else:
+            played = self._ahead.result()
+            self._ahead = None
+        return self._value(played)
+
+    def ahead(self, iteration: int) -> None:
+        """Has the next T steps taken on another thread, by the policy as it is now, until `collect` asks for them.
+
+        Raises:
+            ValueError: the policy that acts is the one that learns.
+        """
+        if not self._lags:
+            raise ValueError("a policy cannot act while it learns")
+        self._let_act()
+        # A thread for each time, as one that waits for more would keep the process from ending.
+        executor = ThreadPoolExecutor(1)
+        self._ahead = executor.submit(self._play, iteration)
+        executor.shutdown(wait=False)
+
+    def settle(self) -> None:
+        """Waits for steps that are taken ahead, and forgets them."""
+        if self._ahead is not None:
+            wait([self._ahead])
+            self._ahead = None
+
+    def _let_act(self) -> None:
+        """Gives the policy that acts the parameters of the one that learns."""
+        if self._lags:
+            self.actor.policy.load_state_dict(self.policy.state_dict())
+
+    @torch.no_grad()
+    def _play(self, iteration: int) -> "_Played":
+        """The stepping loop."""
         env, actor, head = self.env, self.actor, self.policy.action_head
         step_envs = env.step_arrays if actor.arrays else env.step
         noise = head.noise((self.num_steps, env.num_envs), generator(self.seed, Stream.ACTION, iteration))
         noise = tree_map(lambda x: x.to(self.policy.device), noise)
         self._valid.tensor.fill_(True)
         finals: dict[int, Tree] = {}
-        critic = self._state
         remembered: list[State] = []
 
         tree_map(lambda x: x[0].copy_(x[-1]), self._observation)
@@ -160,35 +220,57 @@ class Collector:
             self._begins.write(t + 1, begins)
             if step.final_observation is not None and bool(step.truncated.any()):
                 finals[t] = tree_map(lambda x: torch.as_tensor(x).clone(), step.final_observation)
+        if self._task is not None:
+            self._require_known(self._task.tensor)
+        return _Played(finals, remembered)
 
-        terminated, truncated, valid = self._terminated.tensor, self._truncated.tensor, self._valid.tensor
-        task = None if self._task is None else self._task.tensor
-        if task is not None:
-            self._require_known(task)
+    @torch.no_grad()
+    def _value(self, played: "_Played") -> Rollout:
+        """What was played, with what the policy thinks of it now."""
+        actor, head, valid = self.actor, self.policy.action_head, self._valid.tensor
         assert actor.choices is not None
         action, parameters = actor.choices
         # What follows an end, and is not valid, is still the old episode's: its final observation, seen once more.
         begins = self._begins.tensor[:-1].clone()
         begins[1:] &= valid[1:] | ~valid[:-1]
-        value, next_value, features, critics = self._values(critic, begins, finals)
+        value, next_value, features, critics = self._values(self._state, begins, played.finals)
         self._state = State(actor.state.shared, actor.state.actor, critics.pop().critic)
-        remembered = [State(a.shared, a.actor, c.critic) for a, c in zip(remembered, critics, strict=True)]
-        return Rollout(
+        remembered = [State(a.shared, a.actor, c.critic) for a, c in zip(played.remembered, critics, strict=True)]
+        rollout = Rollout(
             observation=tree_map(lambda x: x[:-1], self._observation),
             action=action,
             action_mask=None if self._mask is None else tree_map(lambda rows: rows.tensor, self._mask),
             parameters=parameters,
             log_prob=head.log_prob(parameters, action),
             reward=self._reward.tensor * self.reward_scale,
-            terminated=terminated,
-            truncated=truncated,
+            terminated=self._terminated.tensor,
+            truncated=self._truncated.tensor,
             valid=valid,
             begins=begins,
             state=tree_map(lambda *states: torch.stack(states), *remembered),
             value=value,
             next_value=next_value,
             last_features=features,
-            task=task,
+            task=None if self._task is None else self._task.tensor,
+        )
+        return self._as_of_now(rollout).clone() if self._lags else rollout
+
+    def _as_of_now(self, rollout: Rollout) -> Rollout:
+        """The same actions as if the policy that learns had drawn them, and how much likelier it would."""
+
+        def rows(tree: Tree) -> Tree:
+            return tree_map(lambda x: x.flatten(0, 1), tree)
+
+        policy, shape = self.policy, rollout.log_prob.shape
+        mask = None if rollout.action_mask is None else rows(rollout.action_mask)
+        features, _ = policy.actor_features(rows(policy.reader(rollout.observation)), self._state, rollout.begins)
+        new = policy.action_head.evaluate(features, rows(rollout.action), mask)
+        log_prob = new.log_prob.view(shape)
+        return replace(
+            rollout,
+            parameters=tree_map(lambda x: x.unflatten(0, shape), new.parameters),
+            log_prob=log_prob,
+            ratio=(log_prob - rollout.log_prob).exp(),
         )
 
     def _write_observation(self, t: int, observation: Tree) -> None:
@@ -262,24 +344,30 @@ class Collector:
                 values = torch.where(finite, values, torch.nan)
         return values
 
-    def record_episodes(self) -> None:
-        """Takes the latest rollout into the episode statistics; not done where the rollout turns out to be broken."""
+    def episodes(self) -> list[Episode]:
+        """Those that ended in the latest rollout; to be called once for each."""
         reward, valid, terminated, truncated = (
             rows.tensor.cpu().numpy() for rows in (self._reward, self._valid, self._terminated, self._truncated)
         )
         reward = np.where(valid, reward.astype(np.float64), 0.0)
         ended = terminated | truncated
         task = np.zeros(ended.shape, dtype=np.int64) if self._task is None else self._task.tensor.cpu().numpy()
-        since = 0
+        since, found = 0, list[Episode]()
         for t in sorted({*np.flatnonzero(ended.any(1)).tolist(), len(ended) - 1}):
             self._return += reward[since : t + 1].sum(0)
             self._length += valid[since : t + 1].sum(0)
             since = t + 1
             for i in np.flatnonzero(ended[t]):
-                self.returns[task[t, i]].append(float(self._return[i]))
-                self.lengths[task[t, i]].append(int(self._length[i]))
+                found.append(Episode(int(task[t, i]), float(self._return[i]), int(self._length[i])))
             self._return[ended[t]] = 0.0
             self._length[ended[t]] = 0
+        return found
+
+    def record(self, episodes: Iterable[Episode]) -> None:
+        """Takes episodes into the statistics; not done where their rollout turns out to be broken."""
+        for task, reward, length in episodes:
+            self.returns[task].append(reward)
+            self.lengths[task].append(length)
 
     def metrics(self) -> dict[str, float]:
         """Episode statistics over the latest episodes: per task, and the mean over tasks; none before one has ended."""

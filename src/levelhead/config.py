@@ -399,6 +399,9 @@ class Config:
     """CPU threads, though no more than there are processors: torch's, for the whole process, or of native code where
     that takes the gradient steps, which has use for two. In torch small networks get slower with a second one, and
     results differ by rounding. 0: whichever is fastest, after an iteration with each power of two."""
+    overlap: bool = False
+    """Let the environments go on while the policy learns: they are one iteration ahead of it, and learning corrects for
+    that with clipped importance weights. Of use where the environments leave Python alone, and learning takes long."""
     run_dir: Path | None = None
     """Where the run is written; runs/<env>/<UTC time>-s<seed> where not given."""
     eval_every: int = 0

@@ -92,5 +92,12 @@ class VTrace(Estimator):
         return v_trace(*_transitions(rollout), ratio, self.gamma, self.lam, valid=rollout.valid)
 
 
+@dataclass(frozen=True)
+class LateGAE(VTrace):
+    """GAE of what an earlier policy played: the same weights, but estimated once."""
+
+    refreshed = False
+
+
 def _transitions(rollout: Rollout) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     return rollout.reward, rollout.value, rollout.next_value, rollout.terminated, rollout.truncated

@@ -1,7 +1,8 @@
 """The batch that a collector hands to the rest, and its arrangement for learning."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,6 +45,13 @@ class Rollout:
     """int64: which task was played; None where there is one alone."""
     ratio: Tensor | None = None
     """Probability of the action by now over that when it was drawn; None while the policy is the one that acted."""
+
+    def clone(self) -> "Rollout":
+        """One that nobody writes over."""
+        copies: dict[str, Any] = {
+            part.name: tree_map(torch.clone, x) for part in fields(self) if (x := getattr(self, part.name)) is not None
+        }
+        return replace(self, **copies)
 
     def masks(self, tasks: int) -> list[Tensor]:
         """The valid samples of each task, bool `[T, N]`."""

@@ -36,6 +36,8 @@ class TrainerSettings:
     """Steps that are learned from in order, in one piece; 1 without memory."""
     burn_in: int = 0
     """Steps before each piece, but the first, that bring its memory up to date."""
+    overlap: bool = False
+    """Whether the next rollout is played while the last one is learned from."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,10 @@ class Trainer:
         if self.settings.beta is not None:
             self.policy.value_head.beta = self.settings.beta(progress)
         rollout = self.collector.collect(self.iteration)
+        episodes = self.collector.episodes()
         collected = time.perf_counter()
+        if self.settings.overlap and self.step + int(rollout.valid.sum()) < self.settings.total_steps:
+            self.collector.ahead(self.iteration + 1)
 
         before = [x.clone() for x in self._tensors()]
         health, metrics = self._learn(rollout)
@@ -129,11 +134,12 @@ class Trainer:
             for now, then in zip(self._tensors(), before, strict=True):
                 now.copy_(then)
             self.learner.forget()
+            self.collector.settle()
             raise TrainingFault(
                 f"{health.diagnose()}, in iteration {self.iteration + 1} on rank 0;"
                 " stopped before the optimiser step that would have used it"
             )
-        self.collector.record_episodes()
+        self.collector.record(episodes)
         taken = int(values.pop("steps"))
         self.step += taken
         self.iteration += 1
@@ -177,7 +183,7 @@ class Trainer:
             action=columns(rollout.action),
             action_mask=None if rollout.action_mask is None else columns(rollout.action_mask),
             log_prob=columns(rollout.log_prob),
-            advantage=columns(self.advantage(advantage, target, masks, head.std)),
+            advantage=columns(_weighted(rollout, self.advantage(advantage, target, masks, head.std))),
             target=columns(y),
             old_value=columns(head.normalize(rollout.value, task=rollout.task)),
             begins=columns(rollout.begins),
@@ -192,7 +198,7 @@ class Trainer:
             now = self._as_of_now(today, log_prob, z)
             advantage, target = self.estimator(now, masks)
             scaled = self.advantage(advantage, target, masks, head.std, again=True)
-            return columns(scaled), columns(head.normalize(target, task=rollout.task))
+            return columns(_weighted(rollout, scaled)), columns(head.normalize(target, task=rollout.task))
 
         anew = estimate if self.estimator.refreshed else None
         with torch.enable_grad():
@@ -227,7 +233,10 @@ class Trainer:
         goes_on[:-1] &= rollout.valid[1:]
         goes_on[-1] = False
         following = torch.where(goes_on, value.roll(-1, 0), rollout.next_value)
-        return replace(rollout, value=value, next_value=following, ratio=(log_prob - rollout.log_prob).exp())
+        ratio = (log_prob - rollout.log_prob).exp()
+        if rollout.ratio is not None:  # which had moved before
+            ratio = ratio * rollout.ratio
+        return replace(rollout, value=value, next_value=following, ratio=ratio)
 
     def _burn_in(self, observation: Tree, begins: Tensor) -> BurnIn | None:
         length, steps = self.settings.chunk, self.settings.burn_in
@@ -301,6 +310,11 @@ class Trainer:
         self.learner.forget()
         if self.rewards is not None:
             self.rewards.reset()
+
+
+def _weighted(rollout: Rollout, advantage: Tensor) -> Tensor:
+    """Advantages as they enter the loss of a policy that isn't the one that acted: by clipped importance weights."""
+    return advantage if rollout.ratio is None else advantage * rollout.ratio.clamp(max=1.0)
 
 
 def _health(rollout: Rollout, advantage: Tensor) -> Health:

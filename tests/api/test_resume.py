@@ -86,6 +86,7 @@ VARIANTS = {
     "a critic apart": {"critic.joint": False, "critic.epochs_after": 2, "ppo.kl_limit": constant(1e-4)},
     "an auxiliary phase": {"auxiliary.every": 1},
     "tasks": {"env_id": "Swing-v0+Hill-v0", "ppo.advantage": "percentile", "eval_every": 64},
+    "environments ahead": {"overlap": True},
     "environments in NumPy": {"backend": "vector"},
     "environments in C++": {"backend": "envpool"},
 }

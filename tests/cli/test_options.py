@@ -22,8 +22,8 @@ OPTIONS = {
     "env.kwargs", "eval-episodes", "eval-every", "head.beta", "import", "memory.kind", "memory.place",
     "memory.sharing", "memory.size", "network.activation", "network.actor", "network.critic",
     "network.image-encoder", "network.no-normalize-observation", "network.normalize-observation", "network.shared",
-    "no-normalize-reward", "normalize-reward", "num-envs", "num-steps", "objective", "optimizer.clip",
-    "optimizer.eps", "optimizer.kl-target", "optimizer.learning-rate", "optimizer.max-grad-norm",
+    "no-normalize-reward", "no-overlap", "normalize-reward", "num-envs", "num-steps", "objective", "optimizer.clip",
+    "overlap", "optimizer.eps", "optimizer.kl-target", "optimizer.learning-rate", "optimizer.max-grad-norm",
     "optimizer.warmup", "optimizer.weight-decay", "ppo.advantage", "ppo.burn-in", "ppo.chunk", "ppo.clip-range",
     "ppo.dual-clip", "ppo.entropy-coef", "ppo.epochs", "ppo.freeze-actor", "ppo.gamma", "ppo.kl-check",
     "ppo.kl-limit", "ppo.kl-target", "ppo.lam", "ppo.minibatches", "ppo.n-step", "ppo.value-clip", "ppo.value-coef",
@@ -59,6 +59,7 @@ def parsed(cli, monkeypatch):
 TEXTS = {
     "backend": ("auto", "auto"),
     "engine": ("torch", "torch"),
+    "overlap": (None, True),
     "total_steps": ("77", 77),
     "seed": ("5", 5),
     "value": ("linear", "linear"),

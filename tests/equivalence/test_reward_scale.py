@@ -17,7 +17,7 @@ every_env = pytest.mark.parametrize("env_id", ["CartPole-v1", "Acrobot-v1", "Pen
 
 
 @cache
-def trained(env_id, value, advantage, scale, value_clip=None, memory="none", gates=False, auxiliary=0, engine="auto"):
+def trained(env_id, value, advantage, scale, value_clip=None, memory="none", gates=False, auxiliary=0, **more):
     """The policy after a short run, and what its episodes returned."""
     ppo = PPOConfig(epochs=2, advantage=advantage, value_clip=value_clip, entropy_coef=constant(0.01))
     parts = {
@@ -25,9 +25,7 @@ def trained(env_id, value, advantage, scale, value_clip=None, memory="none", gat
         "action": ActionConfig(gates={"1": {"0": [0]}} if gates else {}),
         "auxiliary": AuxiliaryConfig(every=auxiliary),
     }
-    config = Config(
-        env_id, STEPS, value=value, num_envs=4, reward_scale=scale, device="cpu", ppo=ppo, engine=engine, **parts
-    )
+    config = Config(env_id, STEPS, value=value, num_envs=4, reward_scale=scale, device="cpu", ppo=ppo, **parts, **more)
     env = make_gymnasium(env_id, config.num_envs)
     trainer = build_trainer(config, env, build_policy(config, env.observation_space, env.action_space))
     *_, last = trainer
@@ -53,6 +51,7 @@ def test_a_power_of_two_changes_nothing_but_the_statistics_which_it_multiplies(e
     [
         ("CartPole-v1", {"engine": "torch"}),
         ("Pendulum-v1", {"engine": "torch"}),
+        ("Pendulum-v1", {"overlap": True}),
         ("CartPole-v1", {"auxiliary": 2}),
         ("CartPole-v1", {"memory": "lstm"}),
         ("Pendulum-v1", {"memory": "gru"}),

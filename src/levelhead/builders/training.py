@@ -1,6 +1,7 @@
 """The trainer that a config describes, and its parts."""
 
 import warnings
+from copy import deepcopy
 
 import torch
 from torch import nn
@@ -22,7 +23,7 @@ from levelhead.criterion import Criterion, CriterionSettings, Loss
 from levelhead.divergence import KLControl
 from levelhead.envs import VecEnv
 from levelhead.errors import ConfigError
-from levelhead.estimators import GAE, Estimator, NStep, VTrace
+from levelhead.estimators import GAE, Estimator, LateGAE, NStep, VTrace
 from levelhead.learner import Learner
 from levelhead.networks import Policy
 from levelhead.objectives import (
@@ -48,6 +49,7 @@ def build_trainer(config: Config, env: VecEnv, policy: Policy, objective: Object
     ppo = config.ppo
     advantage = build_advantage(ppo.advantage, policy.value_head.output_dim, policy.device)
     _check_fit(config, env, policy, advantage)
+    acting = deepcopy(policy) if config.overlap else policy
     return Trainer(
         policy,
         Collector(
@@ -58,7 +60,7 @@ def build_trainer(config: Config, env: VecEnv, policy: Policy, objective: Object
             config.reward_scale,
             ppo.chunk,
             ppo.burn_in,
-            build_actor(config, policy, arrays=env.arrays),
+            build_actor(config, acting, arrays=env.arrays),
         ),
         build_learner(config, policy, objective or build_objective(config, policy.device)),
         build_estimator(config),
@@ -69,6 +71,7 @@ def build_trainer(config: Config, env: VecEnv, policy: Policy, objective: Object
             beta=config.head.beta,
             chunk=_chunk(config, policy),
             burn_in=ppo.burn_in,
+            overlap=config.overlap,
         ),
     )
 
@@ -90,6 +93,10 @@ def _check_fit(config: Config, env: VecEnv, policy: Policy, advantage: Advantage
         raise ConfigError("the environments say which task they play, and name none in `tasks`")
     if policy.tasks != env.tasks:
         raise ConfigError(f"the policy was made for tasks {policy.tasks}; the environments play {env.tasks}")
+    if config.overlap and policy.remembers:
+        raise ConfigError("overlap doesn't go with memory, which would be that of a policy from before")
+    if config.overlap and config.targets not in ("gae", "vtrace"):
+        raise ConfigError(f"overlap is corrected for in targets gae and vtrace; they are {config.targets}")
     if ppo.entropy_coef.bounds != (0.0, 0.0) and not policy.action_head.entropy_learned:
         raise ConfigError("ppo.entropy_coef has nothing to act on: nothing that is learned decides the entropy")
     for name, used in (
@@ -153,6 +160,8 @@ def build_estimator(config: Config) -> Estimator:
     """How advantages and value targets are computed."""
     ppo, baseline, credit = config.ppo, config.baseline, config.credit
     match config.targets:
+        case "gae" if config.overlap:
+            return LateGAE(ppo.gamma, baseline, credit, ppo.lam)
         case "gae":
             return GAE(ppo.gamma, baseline, credit, ppo.lam)
         case "mc":
