@@ -15,10 +15,23 @@ from torch.testing import assert_close
 from levelhead.actions import CategoricalHead, GaussianHead
 from levelhead.builders import build_policy
 from levelhead.collector import Collector
-from levelhead.envs import GymnasiumVecEnv, make_gymnasium
+from levelhead.envs import GymnasiumVecEnv, Step, TensorCartPole, make_gymnasium
 from levelhead.errors import ConfigError
-from parts import features_of
-from toys import SMALL, Chain, Counting, Guarded, Matching, Noise, Switching, Tampered, config, counting_envs, readout
+from parts import HostReads, features_of
+from toys import (
+    SMALL,
+    Chain,
+    Counting,
+    Guarded,
+    Matching,
+    Noise,
+    Switching,
+    Tampered,
+    Toy,
+    config,
+    counting_envs,
+    readout,
+)
 
 every_mode = pytest.mark.parametrize("mode", list(AutoresetMode))
 
@@ -323,3 +336,71 @@ def test_masks_that_come_and_go_are_refused(when):
 def test_masks_that_the_action_head_does_not_take_are_refused_at_once():
     with pytest.raises(ConfigError, match=r"expected torch\.bool \(\.\.\., 2\)"):
         Collector(make_gymnasium(Guarded, 2), readout(), 8, seed=1)
+
+
+# -- on a device -----------------------------------------------------------------------------------------------------
+
+
+class Staggered(Toy):
+    """Environment i counts the steps of its episodes, is cut after i + 2 of them, and shows every final observation."""
+
+    def __init__(self, num_envs=3, device="cpu", masked=False):
+        super().__init__(num_envs)
+        self.limit = torch.arange(2, num_envs + 2, device=device)
+        if masked:
+            self.action_mask = torch.ones(num_envs, 2, dtype=torch.bool, device=device)
+
+    def reset(self, seed):
+        self.taken, self.count = 0, torch.zeros_like(self.limit)
+        return self.count.float().unsqueeze(1)
+
+    def step(self, action):
+        self.taken += 1
+        last = self.count + 1
+        cut = last == self.limit
+        self.count = torch.where(cut, 0, last)
+        observation, final = (x.float().unsqueeze(1) for x in (self.count, last))
+        return Step(observation, torch.ones_like(final[:, 0]), torch.zeros_like(cut), cut, final_observation=final)
+
+
+def test_final_observations_that_come_with_every_step_are_valued_where_an_episode_was_cut():
+    collector = Collector(Staggered(), readout(), 7, seed=1)
+    for iteration in range(3):
+        rollout = collector.collect(iteration)
+        assert rollout.truncated.any()
+        assert torch.equal(rollout.next_value, 3 * (rollout.observation.squeeze(-1) + 1))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_nothing_is_read_from_a_device_before_the_last_step(masked):
+    env = Staggered(device="meta", masked=masked)  # whose tensors cannot be read
+    collector = Collector(env, policy_for(Staggered()).to("meta"), 9, seed=1)
+    with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
+        collector.collect(0)
+    assert env.taken == 9
+
+
+@pytest.mark.parametrize("env", [Staggered, TensorCartPole, Switching])
+def test_the_number_of_reads_does_not_grow_with_that_of_the_steps(env):
+    def reads(steps):
+        envs = Switching(Staggered(3)) if env is Switching else env(3)
+        policy = readout(tasks=3) if env is Switching else policy_for(envs)
+        collector = Collector(envs, policy, steps, seed=1)
+        collector.collect(0)
+        with HostReads() as host:
+            collector.collect(1)
+        return host.reads
+
+    assert reads(40) == reads(20)
+    assert len(reads(20)) <= 3
+
+
+def test_a_mask_on_a_device_that_leaves_nothing_is_refused_after_the_rollout(monkeypatch):
+    env = Staggered(masked=True)
+    collector = Collector(env, policy_for(env), 9, seed=1)
+    monkeypatch.setattr(collector, "_masks_at_hand", False)
+    collector.collect(0)
+    env.action_mask[1] = False
+    with pytest.raises(ConfigError, match=r"action mask of environment 1 leaves nothing legal"):
+        collector.collect(1)
+    assert env.taken == 18

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from levelhead.envs import GymnasiumVecEnv as GymnasiumVecEnv
     from levelhead.envs import MultiTaskVecEnv as MultiTaskVecEnv
     from levelhead.envs import Step as Step
+    from levelhead.envs import TensorCartPole as TensorCartPole
     from levelhead.envs import VecEnv as VecEnv
     from levelhead.envs import make_env as make_env
     from levelhead.envs import make_gymnasium as make_gymnasium
@@ -120,7 +121,15 @@ _HOME = {
         "OptimizerConfig",
         "PPOConfig",
     ),
-    "levelhead.envs": ("GymnasiumVecEnv", "MultiTaskVecEnv", "Step", "VecEnv", "make_env", "make_gymnasium"),
+    "levelhead.envs": (
+        "GymnasiumVecEnv",
+        "MultiTaskVecEnv",
+        "Step",
+        "TensorCartPole",
+        "VecEnv",
+        "make_env",
+        "make_gymnasium",
+    ),
     "levelhead.errors": ("CheckpointError", "ConfigError", "LevelheadError", "TrainingFault"),
     "levelhead.evaluation": ("Report",),
     "levelhead.losses": ("clip_surrogate",),

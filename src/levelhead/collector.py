@@ -128,6 +128,7 @@ class Collector:
         self._task = rows("task", torch.int64) if env.tasks else None
         self._state = policy.network.initial_state(n)
         self._mask: Tree | None = None
+        self._masks_at_hand = True
         self.reset(0)
 
     def reset(self, iteration: int) -> None:
@@ -140,6 +141,8 @@ class Collector:
             legal = self.policy.action_head.legal(self.env.action_mask)
             if legal.shape != (self.env.num_envs,):
                 raise ConfigError(f"the environments' masks are for {tuple(legal.shape)}, not {self.env.num_envs} rows")
+            # Where reading one would mean to wait for a device, a rollout's are read at its end.
+            self._masks_at_hand = legal.device.type == "cpu"
             if self._mask is None:
                 steps, device = self.num_steps, self.policy.device
                 self._mask = tree_map(
@@ -218,10 +221,15 @@ class Collector:
                 self._valid.write(t, step.valid)
                 begins = begins | ~step.valid
             self._begins.write(t + 1, begins)
-            if step.final_observation is not None and bool(step.truncated.any()):
+            # Whether a tensor holds any True is asked after the last step, so that the host need not wait at each.
+            if step.final_observation is not None and (not actor.arrays or step.truncated.any()):
                 finals[t] = tree_map(lambda x: torch.as_tensor(x).clone(), step.final_observation)
+        self._require_legal()
         if self._task is not None:
             self._require_known(self._task.tensor)
+        if finals:
+            cut = self._truncated.tensor.any(1).tolist()
+            finals = {t: observation for t, observation in finals.items() if cut[t]}
         return _Played(finals, remembered)
 
     @torch.no_grad()
@@ -287,9 +295,16 @@ class Collector:
             raise ConfigError("the environments give action masks at some steps, and none at others")
         if mask is None:
             return None
-        require_legal(self.policy.action_head.legal(mask), "environment")
+        if self._masks_at_hand:
+            require_legal(self.policy.action_head.legal(mask), "environment")
         tree_map(lambda rows, x: rows.write(t, x), self._mask, mask)
         return tree_map(lambda rows: rows.tensor[t], self._mask)
+
+    def _require_legal(self) -> None:
+        """Refuses masks of the whole rollout that `_write_mask` left unread."""
+        if self._mask is not None and not self._masks_at_hand:
+            legal = self.policy.action_head.legal(tree_map(lambda rows: rows.tensor, self._mask))
+            require_legal(legal.all(0), "environment")
 
     def _require_known(self, task: Tensor) -> None:
         known = len(self.env.tasks)

@@ -2,6 +2,7 @@
 
 from levelhead.envs.atari import is_atari
 from levelhead.envs.backends import Backend, choose_backend
+from levelhead.envs.cartpole import TensorCartPole
 from levelhead.envs.gymnasium import GymnasiumVecEnv, make_gymnasium
 from levelhead.envs.multitask import MultiTaskVecEnv, make_env, task_names
 from levelhead.envs.vec import ArrayStep, Step, VecEnv
@@ -12,6 +13,7 @@ __all__ = [
     "GymnasiumVecEnv",
     "MultiTaskVecEnv",
     "Step",
+    "TensorCartPole",
     "VecEnv",
     "choose_backend",
     "is_atari",

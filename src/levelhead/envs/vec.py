@@ -27,7 +27,8 @@ class Step(NamedTuple):
     """`[N]` bool: False where the environment was only being reset and the action was ignored. None: all valid."""
     final_observation: Tree | None = None
     """`[N, ...]`: in the rows of episodes that just ended, their last observation; other rows repeat `observation`.
-    None: `observation` is the true successor in every row."""
+    None: `observation` is the true successor in every row. Tensors that are given at every step, so that nobody need
+    wait for a device to know whether an episode ended, take as much memory as a rollout's observations meanwhile."""
 
 
 class ArrayStep(NamedTuple):
