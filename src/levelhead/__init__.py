@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from levelhead.envs import MultiTaskVecEnv as MultiTaskVecEnv
     from levelhead.envs import Step as Step
     from levelhead.envs import TensorCartPole as TensorCartPole
+    from levelhead.envs import TensorVecEnv as TensorVecEnv
     from levelhead.envs import VecEnv as VecEnv
     from levelhead.envs import make_env as make_env
     from levelhead.envs import make_gymnasium as make_gymnasium
@@ -126,6 +127,7 @@ _HOME = {
         "MultiTaskVecEnv",
         "Step",
         "TensorCartPole",
+        "TensorVecEnv",
         "VecEnv",
         "make_env",
         "make_gymnasium",

@@ -11,7 +11,7 @@ NAMES = {
     "GaussianHead", "GroupConfig", "GymnasiumVecEnv", "HLGaussValueHead", "HeadConfig", "Iteration", "LevelheadError",
     "LinearValueHead", "MultiTaskVecEnv", "Network", "NetworkConfig", "Objective", "OptimizerConfig", "PPOConfig",
     "Policy", "PopArtValueHead", "Report", "Run", "RunningNormHead", "SIGNED_SQRT", "SYMLOG", "Schedule", "Step",
-    "TensorCartPole", "Trainer", "TrainingFault", "Transform", "TransformValueHead", "TwoHotValueHead",
+    "TensorCartPole", "TensorVecEnv", "Trainer", "TrainingFault", "Transform", "TransformValueHead", "TwoHotValueHead",
     "ValueHead", "ValueNormHead", "ValueNormalizer", "VecEnv", "__version__", "clip_surrogate", "evaluate",
     "explained_variance", "gae", "load_policy", "local", "make_env", "make_gymnasium", "preset", "resume", "train",
     "value_loss",
