@@ -10,7 +10,7 @@ import gymnasium as gym
 from gymnasium.vector import VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from levelhead.envs.atari import is_atari
+from levelhead.envs.atari import AtariEnvs, is_atari
 from levelhead.errors import ConfigError
 from levelhead.threads import processors
 
@@ -34,7 +34,10 @@ def choose_backend(env_id: str, kwargs: Mapping[str, Any]) -> Backend:
 
 
 def has_vector(env_id: str) -> bool:
-    """Whether the environment was registered with a vector version of its own, in NumPy."""
+    """Whether the environment was registered with a vector version of its own, in NumPy, that is the same.
+
+    Of Atari's games it is not, quite: `AtariEnvs` says how they differ.
+    """
     if is_atari(env_id) or env_id.startswith(ARRAYS_OF_OTHERS):
         return False
     try:
@@ -90,6 +93,8 @@ def make_vector(env_id: str, num_envs: int, kwargs: Mapping[str, Any]) -> Vector
     Raises:
         ConfigError: there is none.
     """
+    if is_atari(env_id):
+        return AtariEnvs(env_id, num_envs, kwargs)
     if not has_vector(env_id):
         raise ConfigError(f"backend is vector, and {env_id} has no vector version of its own in NumPy")
     limit = gym.spec(env_id).max_episode_steps  # which nobody else tells it

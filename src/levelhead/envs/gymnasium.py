@@ -160,8 +160,8 @@ def make_gymnasium(
         num_envs: N.
         kwargs: reach the constructor of an environment given by id.
         backend: what runs them. `sync`: Gymnasium's environments one after another. `vector`: the vector version that
-            an environment was registered with. `envpool`: EnvPool's, with `kwargs` for its options. `auto`: the fastest
-            of these that runs the environment.
+            an environment was registered with; of Atari's games ALE's. `envpool`: EnvPool's, with `kwargs` for its
+            options. `auto`: the fastest of these that runs the environment.
 
     Raises:
         ConfigError: the id is unknown, the environment's dependencies are missing, or it refuses the arguments.
