@@ -8,6 +8,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 TORCH = ["torch==2.13.0"]  # first and alone, so that no resolver looks for another build of it
+MUJOCO = ["gymnasium[classic-control,mujoco]==1.4.0", "mujoco==3.12.0"]
 INSTALLS = {
     "sb3": [TORCH, ["stable-baselines3==2.9.2", "gymnasium[box2d,mujoco]==1.4.0", "mujoco==3.12.0"]],
     "sb3contrib": [
@@ -17,10 +18,15 @@ INSTALLS = {
     ],
     "cleanrl": [
         TORCH,
-        ["gymnasium[classic-control]==1.4.0", "numpy==2.4.6", "tensorboard==2.21.0"],
+        [*MUJOCO, "numpy==2.4.6", "tensorboard==2.21.0"],
         # Its newest release asks for Python < 3.11 and packages of 2022; its single files run without either.
         ["--no-deps", "--ignore-requires-python", "cleanrl==1.2.0"],
     ],
+    "sbx": [TORCH, ["sbx-rl==0.28.0", "jax==0.10.2", "stable-baselines3==2.9.2", *MUJOCO]],
+    "rlgames": [TORCH, ["rl-games==1.6.5", *MUJOCO]],
+    "skrl": [TORCH, ["skrl==2.1.1", *MUJOCO]],
+    "rslrl": [TORCH, ["rsl-rl-lib==5.5.1", *MUJOCO]],
+    "tianshou": [TORCH, ["tianshou==2.0.1", *MUJOCO]],
 }  # fmt: skip
 """Arguments of `pip install`, in order."""
 

@@ -1,53 +1,71 @@
-"""levelhead on a task: prints one RESULT line. Usage: levelhead_ppo.py TASK SEED"""
+"""levelhead on a task: prints one RESULT line. Usage: levelhead_ppo.py TASK SEED VARIANT
 
-import json
+Values are clipped on the normalised axis. `preset` reads only the environment and the goal from the task: the rest is
+what `levelhead train` starts with, number of steps included.
+"""
+
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from tasks import TASKS, Meter
+from tasks import HIDDEN, Meter, arguments
 
 import levelhead as lh
-from levelhead.schedules import Schedule, constant
+from levelhead.trainer import Iteration, Trainer
 
-task, seed = TASKS[sys.argv[1]], int(sys.argv[2])
-meter = Meter()
+VARIANTS = {
+    "sync": {"threads": 2},
+    "torch": {"engine": "torch"},
+    "vector": {"threads": 2, "backend": "vector"},
+    "envpool": {"threads": 2, "backend": "envpool"},
+}
+"""What each changes in the config."""
+
+task, seed = arguments()
+variant = sys.argv[3]
+meter = Meter(task)
+advance = Trainer.__next__
 
 
-advance = lh.ClipObjective.advance
+def watched(trainer: Trainer) -> Iteration:
+    iteration = advance(trainer)
+    meter.returns = trainer.collector.returns[0]
+    meter.iteration(iteration.step)
+    return iteration
 
 
-def watched(objective: lh.ClipObjective, progress: float) -> None:
-    """Ticks when an iteration begins. (An objective of another class would keep native code away.)"""
-    advance(objective, progress)
-    meter.iteration(round(progress * task.steps))
+Trainer.__next__ = watched
 
-
-lh.ClipObjective.advance = watched
-
-config = lh.Config(
-    task.env_id,
-    total_steps=task.steps,
-    seed=seed,
-    num_envs=task.num_envs,
-    num_steps=task.num_steps,
-    checkpoint_every=0,
-    network=lh.NetworkConfig(normalize_observation=task.normalize_observation),
-    ppo=lh.PPOConfig(
-        gamma=task.gamma,
-        epochs=task.epochs,
-        minibatches=task.minibatches,
-        clip_range=constant(0.2),
-        entropy_coef=constant(task.entropy_coef),
-        value_clip=constant(0.2),
-    ),
-    optimizer=lh.OptimizerConfig(learning_rate=Schedule(task.learning_rate, 0.0)),
-)
+if variant == "preset":
+    config = replace(lh.preset(task.env_id), seed=seed)
+else:
+    config = lh.Config(
+        task.env_id,
+        total_steps=task.steps,
+        seed=seed,
+        num_envs=task.num_envs,
+        num_steps=task.num_steps,
+        device="cpu",
+        checkpoint_every=0,
+        network=lh.NetworkConfig(actor=HIDDEN, critic=HIDDEN, normalize_observation=task.normalize_observation),
+        ppo=lh.PPOConfig(
+            gamma=task.gamma,
+            lam=task.lam,
+            epochs=task.epochs,
+            minibatches=task.minibatches,
+            clip_range=task.clip_range,
+            entropy_coef=task.entropy_coef,
+            value_coef=task.value_coef,
+            value_clip=task.clip_range,
+        ),
+        optimizer=lh.OptimizerConfig(
+            learning_rate=lh.Schedule(task.learning_rate, 0.0), max_grad_norm=task.max_grad_norm
+        ),
+        **VARIANTS[variant],
+    )
 with tempfile.TemporaryDirectory() as directory:
-    run = lh.train(task.env_id, config=config, run_dir=directory)
-    meter.iteration(run.step)
-    last = json.loads((run.directory / "metrics.jsonl").read_text().splitlines()[-1])
-    meter.returns.append(last["rollout/ep_rew_mean"])
-meter.finish()
+    lh.train(task.env_id, config=config, run_dir=directory)
+    meter.finish()
