@@ -21,7 +21,7 @@ Not equal:
   `levelhead, torch` has neither native code nor the second thread. Its critic predicts on PopArt's axis, and it clips
   the gradients of actor and critic each by its own norm;
 - `levelhead, vector` and `levelhead, envpool` step the same environments by other code: CartPole's own vector version
-  in NumPy, and EnvPool's in C++;
+  in NumPy, and EnvPool's in C++. A reset takes a step there, which isn't counted;
 - `levelhead, preset` has settings of its own, those of `levelhead train CartPole-v1`: learning rate from 1e-3 to 0 over
   100,000 steps, no entropy bonus, no value clip;
 - Stable-Baselines3, CleanRL, RSL-RL and Tianshou clip values in raw units, skrl, rl_games and levelhead on a
@@ -98,6 +98,7 @@ def run(a: argparse.Namespace) -> None:
 def report(a: argparse.Namespace) -> None:
     results = records.read("throughput")
     left_out = len(results)
+    print("Median and range over rounds; ratios are levelhead's figure divided by that of the row.")
     for task_name, task in tasks(a.steps).items():
         wanted = [r for r in results if (r["task"], r["settings"]) == (task_name, task.digest)]
         left_out -= len(wanted)
@@ -115,30 +116,30 @@ def report(a: argparse.Namespace) -> None:
 
 
 def speed_table(rows: Rows) -> None:
-    """Every figure beside levelhead's share in it, within a round."""
-    head = [cell for label, _ in FIGURES.values() for cell in (label, "levelhead's, in these")]
+    """Every figure with its ratio, within a round."""
+    head = [cell for label, _ in FIGURES.values() for cell in (label, "ratio")]
     print("| " + " | ".join(("", "rounds", *head)) + " |\n" + "|---" * (2 + len(head)) + "|")
     for name, by_round in rows.items():
         cells = [name, str(len(by_round))]
         for figure, (_, digits) in FIGURES.items():
-            cells += [spread([r[figure] for r in by_round.values()], digits), shares(rows, name, figure)]
+            cells += [spread([r[figure] for r in by_round.values()], digits), ratios(rows, name, figure)]
         print("| " + " | ".join(cells) + " |")
 
 
 def solve_table(rows: Rows) -> None:
     """Seconds and steps over the seeds that solved it; the ratio is one of medians, as seeds have nothing in common."""
-    print("| | solved | seconds | steps | levelhead's seconds, in these |\n|---|---|---|---|---|")
+    print("| | solved | seconds | steps | ratio of seconds |\n|---|---|---|---|---|")
     solved = {name: [r for r in by_round.values() if r["solved"]] for name, by_round in rows.items()}
     seconds = {name: [r["process_seconds"] for r in runs] for name, runs in solved.items()}
     for name, by_round in rows.items():
         cells = [name, f"{len(solved[name])} of {len(by_round)}"]
         cells += [spread(seconds[name], 1), spread([r["steps"] for r in solved[name]], 0)]
-        both = seconds.get(OURS) and seconds[name]
+        both = name != OURS and seconds.get(OURS) and seconds[name]
         cells.append(f"{statistics.median(seconds[OURS]) / statistics.median(seconds[name]):.2f}" if both else "")
         print("| " + " | ".join(cells) + " |")
 
 
-def shares(rows: Rows, name: str, figure: str) -> str:
+def ratios(rows: Rows, name: str, figure: str) -> str:
     """levelhead's figure divided by a contestant's, in the rounds that have both."""
     ours, theirs = rows.get(OURS, {}), rows[name]
     return "" if name == OURS else spread([ours[i][figure] / theirs[i][figure] for i in ours.keys() & theirs], 2)

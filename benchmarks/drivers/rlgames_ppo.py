@@ -1,7 +1,8 @@
 """rl_games on a task: prints one RESULT line. Usage: rlgames_ppo.py TASK SEED
 
 Values are standardised, as in most of its own settings, and clipped on that axis. Adam's eps is 1e-8, which it has
-fixed. Where a time limit ends an episode, it takes the value of the observation before for that of the last.
+fixed. Where a time limit ends an episode, it takes the value of the observation before for that of the last. Networks
+are compiled, as it comes, which takes seconds at the beginning and less once torch has kept what it compiled.
 """
 
 import os
@@ -41,7 +42,7 @@ class Environments(IVecEnv):
 
 class Watch(AlgoObserver):
     def after_print_stats(self, frame, epoch_num, total_time):
-        meter.iteration(frame)
+        meter.iteration(epoch_num * task.rollout)
 
 
 continuous = isinstance(gym.make(task.env_id).action_space, gym.spaces.Box)
