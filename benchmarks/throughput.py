@@ -26,6 +26,7 @@ Not equal:
   100,000 steps, no entropy bonus, no value clip;
 - Stable-Baselines3, CleanRL, RSL-RL and Tianshou clip values in raw units, skrl, rl_games and levelhead on a
   standardised axis, SBX not at all;
+- levelhead, rl_games and skrl standardise advantages over the rollout, the others over each minibatch;
 - weights begin as they do in each library, those of skrl's networks, which are the user's, as in torch;
 - the docstrings of drivers/*_ppo.py say what else each of them does in its own way.
 """
