@@ -41,7 +41,9 @@ def policy_for(env, **options):
 
 
 @every_mode
-def test_the_next_value_is_that_of_the_true_successor_over_all_rollouts(mode):
+@pytest.mark.parametrize("at_once", [1, 7, 10**6])
+def test_the_next_value_is_that_of_the_true_successor_over_all_rollouts(monkeypatch, mode, at_once):
+    monkeypatch.setattr("levelhead.collector.ROWS_AT_ONCE", at_once)
     collector = Collector(counting_envs(mode), readout(), 7, seed=1)
     for iteration in range(4):
         rollout = collector.collect(iteration)
@@ -50,6 +52,7 @@ def test_the_next_value_is_that_of_the_true_successor_over_all_rollouts(mode):
         matters = rollout.valid & ~rollout.terminated
         assert (matters & rollout.truncated).any()
         assert torch.equal(rollout.value, 3 * observation)
+        assert torch.equal(rollout.last_features.squeeze(-1), observation[-1])
         assert torch.equal(rollout.next_value[matters], 3 * (observation[matters] + 1))
         assert torch.equal(rollout.reward[rollout.valid], (observation[rollout.valid] + 1) / 4)
 

@@ -27,6 +27,10 @@ EPISODE_WINDOW = 100
 """Episode statistics are means over this many latest episodes of a task, as in Stable-Baselines3."""
 
 
+ROWS_AT_ONCE = 2**14
+"""Rows that the critic reads in one pass: with more, what its layers answer takes more memory than the rollout."""
+
+
 class Rows:
     """A tensor `[T, N, ...]` that is written row by row, from tensors or arrays.
 
@@ -322,19 +326,23 @@ class Collector:
         A final observation is valued with what was remembered after its step, and leaves that as it was.
         """
         steps, task = len(begins), None if self._task is None else self._task.tensor
-        # Without memory there is no order to keep: one pass reads everything.
-        stops = {0, steps, *self._kept, *(t + 1 for t in finals)} if self.policy.remembers else {0}
+        if self.policy.remembers:
+            stops = {0, steps, *self._kept, *(t + 1 for t in finals)}
+        else:  # there is no order to keep
+            stops = set(range(0, steps + 1, max(1, ROWS_AT_ONCE // self.env.num_envs)))
         # The row after the last is the last one's successor, whatever the next rollout makes of it.
         begins = torch.cat((begins, torch.zeros_like(begins[:1])))
         before: dict[int, State] = {}
         parts: list[Tensor] = []
+        last = torch.empty(0)
         for start, stop in itertools.pairwise((*sorted(stops), steps + 1)):
             before[start] = state
             rows = tree_map(lambda x, a=start, b=stop: x[a:b], self._observation)
             features, state = self._critic_features(rows, state, begins[start:stop])
-            parts.append(features)
-        features = torch.cat(parts)
-        values = self._read_values(self._observation, features)
+            parts.append(self._read_values(rows, features))
+            if start < steps <= stop:
+                last = features[steps - 1 - start].clone()
+        values = torch.cat(parts)
         next_value = pick(values[1:], task).clone()
         for t, observation in finals.items():
             observation = tree_map(lambda x: x.to(values.device).unsqueeze(0), observation)
@@ -342,7 +350,7 @@ class Collector:
             cut = pick(self._read_values(observation, final)[0], None if task is None else task[t])
             next_value[t] = torch.where(self._truncated.tensor[t], cut, next_value[t])
         states = [before.get(t, state) for t in (*self._kept, steps)]
-        return pick(values[:-1], task), next_value, features[-2], states
+        return pick(values[:-1], task), next_value, last, states
 
     def _critic_features(self, observation: Tree, state: State, begins: Tensor) -> tuple[Tensor, State]:
         """Of `[T, N, ...]` observations, `[T, N, D]`."""
