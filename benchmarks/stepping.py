@@ -8,12 +8,27 @@ import statistics
 import time
 from typing import get_args
 
+import gymnasium as gym
 import numpy as np
+from gymnasium.envs.classic_control import CartPoleEnv
 
 import levelhead as lh
 from levelhead.envs import Backend
 
 BACKENDS = tuple(backend for backend in get_args(Backend) if backend != "auto")
+
+
+class SlowCartPole(CartPoleEnv):
+    """A step of it takes a processor a millisecond more."""
+
+    def step(self, action):
+        over = time.perf_counter() + 1e-3
+        while time.perf_counter() < over:
+            pass
+        return super().step(action)
+
+
+gym.register("Slow/CartPole-v1", SlowCartPole, max_episode_steps=500)
 
 
 def speed(env: lh.GymnasiumVecEnv, steps: int) -> float:
@@ -30,7 +45,7 @@ def speed(env: lh.GymnasiumVecEnv, steps: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("ids", nargs="*", default=["ALE/Pong-v5", "ALE/Breakout-v5", "CartPole-v1"])
+    parser.add_argument("ids", nargs="*", default=["ALE/Pong-v5", "ALE/Breakout-v5", "CartPole-v1", "Slow/CartPole-v1"])
     parser.add_argument("--num-envs", type=int, default=8)
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--rounds", type=int, default=5)

@@ -100,7 +100,10 @@ CHANGES_THE_OUTCOME = {
         for name, value in (("learning_rate", constant(1e-3)), ("eps", 1e-2), ("max_grad_norm", 1e-2))
     },
 }
-CHANGES_SOMETHING_ELSE = {"device", "threads", "run_dir", "checkpoint_every", "imports"}
+CHANGES_SOMETHING_ELSE = {
+    *("device", "threads", "run_dir", "checkpoint_every", "imports"),
+    *("env.workers", "env.timeout", "env.max_restarts"),  # tests/envs/test_processes.py
+}
 
 
 def test_every_field_is_shown_to_have_an_effect():

@@ -17,7 +17,7 @@ from levelhead import checkpoint, rundir
 from levelhead.actions import ActionHead
 from levelhead.builders import build_policy, build_trainer
 from levelhead.config import Config, Device, ObjectiveKind, ValueKind, require_default
-from levelhead.envs import Backend, GymnasiumVecEnv, VecEnv, choose_backend, make_env, task_names
+from levelhead.envs import Backend, GymnasiumVecEnv, VecEnv, Workers, choose_backend, make_env, task_names
 from levelhead.errors import CheckpointError, ConfigError
 from levelhead.evaluation import Report, run_episodes
 from levelhead.loop import run_loop
@@ -119,7 +119,7 @@ def train(
     if isinstance(env, str) and config.backend == "auto" and not task_names(env):
         # What goes on elsewhere must go on with the same.
         config = replace(config, backend=choose_backend(env, config.env.kwargs))
-    with _opened(env, config.num_envs, config.env.kwargs, config.backend) as vec:
+    with _opened(env, config.num_envs, config.env.kwargs, config.backend, _workers(config)) as vec:
         policy = build_policy(config, vec.observation_space, vec.action_space, network, head, vec.tasks, action_head)
         trainer = build_trainer(config, vec, policy, surrogate)
         custom = tuple(part for part, x in parts.items() if x is not None)
@@ -167,7 +167,7 @@ def resume(
     prepare(config)
     environment = config.env_id if env is None else env
     _require_consistent(environment, config, config.num_envs)
-    with _opened(environment, config.num_envs, config.env.kwargs, config.backend) as vec:
+    with _opened(environment, config.num_envs, config.env.kwargs, config.backend, _workers(config)) as vec:
         if vec.tasks != info.tasks:
             raise ConfigError(f"this run was made with tasks {info.tasks}; the environments play {vec.tasks}")
         policy = build_policy(config, vec.observation_space, vec.action_space, network, value, vec.tasks, action_head)
@@ -273,18 +273,24 @@ def _score(policy: Policy, env: AnyEnv, config: Config) -> dict[str, float]:
 
 
 @contextmanager
-def _opened(env: AnyEnv, num_envs: int, kwargs: dict[str, Any], backend: Backend = "sync") -> Generator[VecEnv]:
+def _opened(
+    env: AnyEnv, num_envs: int, kwargs: dict[str, Any], backend: Backend = "sync", workers: Workers | None = None
+) -> Generator[VecEnv]:
     """The environments that `env` stands for; closed afterwards, unless they were handed over."""
     if isinstance(env, VecEnv):
         yield env
     elif isinstance(env, VectorEnv):
         yield GymnasiumVecEnv(env)
     else:
-        vec = make_env(env, num_envs, kwargs, backend)
+        vec = make_env(env, num_envs, kwargs, backend, workers)
         try:
             yield vec
         finally:
             vec.close()
+
+
+def _workers(config: Config) -> Workers:
+    return Workers(config.env.workers, config.env.timeout, config.env.max_restarts)
 
 
 def _require_consistent(env: AnyEnv, config: Config, num_envs: int | None) -> None:
@@ -293,11 +299,12 @@ def _require_consistent(env: AnyEnv, config: Config, num_envs: int | None) -> No
         _require_episodes("eval_episodes", config.eval_episodes, env)
     if isinstance(env, str):
         return
-    if config.backend not in ("auto", "sync"):
+    made = isinstance(env, VectorEnv | VecEnv)
+    if config.backend not in ("auto", "sync", *(() if made else ("processes",))):
         raise ConfigError(f"backend is {config.backend}, and the environment is handed over as an object")
     if config.env.kwargs:
         raise ConfigError("env.kwargs has nothing to act on: the environment is handed over as an object")
-    if isinstance(env, VectorEnv | VecEnv):
+    if made:
         if num_envs not in (None, env.num_envs):
             raise ConfigError(f"num_envs is {num_envs}, and the environments handed over are {env.num_envs}")
         if config.eval_every:

@@ -72,9 +72,18 @@ class EnvConfig:
 
     kwargs: dict[str, Any] = field(default_factory=dict[str, Any])
     """Arguments for the environment's constructor, as JSON: '{"continuous": true}'."""
+    workers: int = 0
+    """Processes of the backend of that name; 0 for one per processor."""
+    timeout: float = 60.0
+    """Seconds after which a process that has not answered is replaced."""
+    max_restarts: int = 10
+    """Processes that may be replaced in a run; the next loss ends it."""
 
     def __post_init__(self) -> None:
         coerce(self, "env.")
+        for name in ("workers", "max_restarts"):
+            _require(f"env.{name}", getattr(self, name), getattr(self, name) >= 0, "0 or more")
+        _require("env.timeout", self.timeout, 0 < self.timeout < math.inf, "a positive number of seconds")
         try:
             json.dumps(self.kwargs, allow_nan=False)
         except (TypeError, ValueError) as error:
@@ -389,7 +398,8 @@ class Config:
     """Clip rewards to plus and minus this, after any scaling."""
     backend: Backend = "sync"
     """What runs environments given by id: Gymnasium's, one after another (sync); the vector version that one was
-    registered with (vector); EnvPool (envpool, an extra); or the fastest of these that has the environment (auto)."""
+    registered with (vector); EnvPool (envpool, an extra); Gymnasium's in processes of their own (processes), which pays
+    where steps take long; or the fastest of the others that has the environment (auto)."""
     device: Device = "auto"
     """Where networks live; auto takes a GPU if there is one."""
     engine: Engine = "auto"
@@ -446,6 +456,8 @@ class Config:
                 f"ppo.advantage is minibatch, and some of {self.ppo.minibatches} minibatches of {rows} rows have one"
                 " row alone, which would be standardised to 0"
             )
+        if self.backend != "processes":
+            require_default("env", self.env, ("workers", "timeout", "max_restarts"), f"backend is {self.backend}")
         if self.eval_episodes != Config.eval_episodes and not self.eval_every:
             raise ConfigError("eval_episodes has nothing to act on: eval_every is 0")
 

@@ -149,7 +149,9 @@ class Trainer:
             "time/collect": collected - started,
             "time/learn": finished - collected,
         }
-        return Iteration(self.iteration, self.step, taken, {**self.collector.metrics(), **values, **timing})
+        restarts = self.collector.env.restarts
+        counted = {} if restarts is None else {"health/env_restarts": float(restarts)}
+        return Iteration(self.iteration, self.step, taken, {**self.collector.metrics(), **values, **counted, **timing})
 
     @torch.no_grad()
     def _learn(self, rollout: Rollout) -> tuple[Health, dict[str, Tensor]]:

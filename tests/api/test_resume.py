@@ -89,6 +89,7 @@ VARIANTS = {
     "environments ahead": {"overlap": True},
     "environments in NumPy": {"backend": "vector"},
     "environments in C++": {"backend": "envpool"},
+    "environments in processes": {"backend": "processes"},
 }
 
 

@@ -19,7 +19,8 @@ OPTIONS = {
     "auxiliary.every", "baseline", "checkpoint-every", "clip-reward", "credit",
     "critic.epochs-after", "critic.epochs-before", "critic.joint", "critic.minibatches", "critic.no-joint",
     "backend", "device", "engine",
-    "env.kwargs", "eval-episodes", "eval-every", "head.beta", "import", "memory.kind", "memory.place",
+    "env.kwargs", "env.max-restarts", "env.timeout", "env.workers",
+    "eval-episodes", "eval-every", "head.beta", "import", "memory.kind", "memory.place",
     "memory.sharing", "memory.size", "network.activation", "network.actor", "network.critic",
     "network.image-encoder", "network.no-normalize-observation", "network.normalize-observation", "network.shared",
     "no-normalize-reward", "no-overlap", "normalize-reward", "num-envs", "num-steps", "objective", "optimizer.clip",
@@ -59,6 +60,9 @@ def parsed(cli, monkeypatch):
 TEXTS = {
     "backend": ("auto", "auto"),
     "engine": ("torch", "torch"),
+    "env.workers": ("2", 2),
+    "env.timeout": ("0.5", 0.5),
+    "env.max_restarts": ("3", 3),
     "overlap": (None, True),
     "total_steps": ("77", 77),
     "seed": ("5", 5),
@@ -154,6 +158,8 @@ AROUND = {
     "ppo.kl_target": ["--objective", "kl"],
     "ppo.kl_check": ["--ppo.kl-limit", "0.1"],
     "critic.minibatches": ["--critic.epochs-after", "1"],
+    "env.kwargs": [],
+    "env": ["--backend", "processes"],
     "auxiliary.every": [],
     "auxiliary": ["--auxiliary.every", "1"],
 }

@@ -5,6 +5,7 @@ from levelhead.envs.backends import Backend, choose_backend
 from levelhead.envs.cartpole import TensorCartPole
 from levelhead.envs.gymnasium import GymnasiumVecEnv, make_gymnasium
 from levelhead.envs.multitask import MultiTaskVecEnv, make_env, task_names
+from levelhead.envs.processes import Workers
 from levelhead.envs.tensors import TensorVecEnv
 from levelhead.envs.vec import ArrayStep, Step, VecEnv
 
@@ -17,6 +18,7 @@ __all__ = [
     "TensorCartPole",
     "TensorVecEnv",
     "VecEnv",
+    "Workers",
     "choose_backend",
     "is_atari",
     "make_env",

@@ -14,11 +14,14 @@ from levelhead.envs.atari import AtariEnvs, is_atari
 from levelhead.errors import ConfigError
 from levelhead.threads import processors
 
-Backend = Literal["auto", "sync", "vector", "envpool"]
+Backend = Literal["auto", "sync", "vector", "envpool", "processes"]
+ANY_FACTORY: tuple[Backend, ...] = ("sync", "processes")
+"""Those that run whatever environment there is a function for."""
 NAMED: dict[Backend, str] = {
     "sync": "one after another",
     "vector": "by their own vector version",
     "envpool": "by EnvPool",
+    "processes": "in processes of their own",
 }
 ARRAYS_OF_OTHERS = ("phys2d/",)
 """Environments whose vector versions answer arrays that are not NumPy's."""

@@ -12,7 +12,8 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
 from levelhead.envs.atari import is_atari, make_atari
-from levelhead.envs.backends import NAMED, Backend, EnvPoolEnvs, choose_backend, make_vector
+from levelhead.envs.backends import ANY_FACTORY, NAMED, Backend, EnvPoolEnvs, choose_backend, make_vector
+from levelhead.envs.processes import LOST, ProcessEnvs, Workers
 from levelhead.envs.sync import SyncEnvs, put
 from levelhead.envs.vec import ArrayStep, Step, VecEnv
 from levelhead.errors import ConfigError
@@ -86,6 +87,8 @@ class GymnasiumVecEnv(VecEnv):
             case AutoresetMode.SAME_STEP:
                 if np.count_nonzero(ended):
                     final = self._with_rows(observation, ended, info["final_obs"])
+                if LOST in info:
+                    valid = ~info[LOST]
                 self.action_mask = self._mask(observation, info, self._everyone)
             case AutoresetMode.DISABLED:
                 self.action_mask = self._mask(observation, info, ~ended)
@@ -96,6 +99,10 @@ class GymnasiumVecEnv(VecEnv):
                     if self.action_mask is not None:
                         self.action_mask = tree_map(torch.bitwise_and, self.action_mask, first)
         return ArrayStep(self._observed(observation), np.asarray(reward), terminated, truncated, valid, final)
+
+    @property
+    def restarts(self) -> int | None:
+        return getattr(self.env, "restarts", None)
 
     def close(self) -> None:
         self.env.close()
@@ -151,8 +158,9 @@ def make_gymnasium(
     num_envs: int,
     kwargs: Mapping[str, Any] | None = None,
     backend: Backend = "sync",
+    workers: Workers | None = None,
 ) -> GymnasiumVecEnv:
-    """N environments in this process, by registered id or by a function that makes one.
+    """N environments, by registered id or by a function that makes one.
 
     Args:
         env: id in Gymnasium's registry, or an environment factory. Games of Atari by their id are preprocessed, as
@@ -161,30 +169,33 @@ def make_gymnasium(
         kwargs: reach the constructor of an environment given by id.
         backend: what runs them. `sync`: Gymnasium's environments one after another. `vector`: the vector version that
             an environment was registered with; of Atari's games ALE's. `envpool`: EnvPool's, with `kwargs` for its
-            options. `auto`: the fastest of these that runs the environment.
+            options. `processes`: Gymnasium's, in processes of their own, which pays where a step takes longer than to
+            hand it over. `auto`: the fastest of the others that runs the environment.
+        workers: how `processes` spreads them.
 
     Raises:
         ConfigError: the id is unknown, the environment's dependencies are missing, or it refuses the arguments.
     """
     if not isinstance(env, str):
-        if backend not in ("auto", "sync"):
+        if backend not in ("auto", *ANY_FACTORY):
             raise ConfigError(f"backend is {backend}, which needs an environment's id")
         make = env
-    elif (chosen := choose_backend(env, kwargs or {}) if backend == "auto" else backend) != "sync":
+    elif (chosen := choose_backend(env, kwargs or {}) if backend == "auto" else backend) not in ANY_FACTORY:
         return _made_elsewhere(env, num_envs, kwargs or {}, chosen)
     elif is_atari(env):
         make = partial(make_atari, env, kwargs or {})
     else:
         make = partial(gym.make, env, disable_env_checker=True, **(kwargs or {}))
+    apart = backend == "processes"
     try:
-        vector = SyncEnvs([make] * num_envs)
+        vector = ProcessEnvs([make] * num_envs, workers) if apart else SyncEnvs([make] * num_envs)
     except gym.error.DependencyNotInstalled as error:
         raise ConfigError(
             f"{env}: {error}. levelhead's extras bring such dependencies: box2d, mujoco, atari"
         ) from error
     except (gym.error.Error, ImportError, TypeError) as error:
         raise ConfigError(f"cannot make {env}: {error}") from error
-    return GymnasiumVecEnv(vector, NAMED["sync"])
+    return GymnasiumVecEnv(vector, NAMED["processes" if apart else "sync"])
 
 
 def _made_elsewhere(env_id: str, num_envs: int, kwargs: Mapping[str, Any], backend: Backend) -> GymnasiumVecEnv:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from levelhead.envs.backends import Backend
 from levelhead.envs.gymnasium import make_gymnasium
+from levelhead.envs.processes import Workers
 from levelhead.envs.vec import Step, VecEnv
 from levelhead.errors import ConfigError
 from levelhead.seeding import Stream, derive
@@ -142,21 +143,22 @@ def make_env(
     num_envs: int,
     kwargs: Mapping[str, Any] | None = None,
     backend: Backend = "sync",
+    workers: Workers | None = None,
 ) -> VecEnv:
-    """N environments in this process, of one kind or of several.
+    """N environments, of one kind or of several.
 
     Args:
         env: id in Gymnasium's registry, several ids joined by `+` for as many tasks, or an environment factory.
         num_envs: N, shared evenly among tasks.
         kwargs: reach the constructor of an environment given by a single id.
-        backend: what runs them, as `make_gymnasium` has it.
+        backend, workers: what runs them, as `make_gymnasium` has it.
 
     Raises:
         ConfigError: as `make_gymnasium` and `MultiTaskVecEnv`; an id comes twice, or N is too small for the tasks.
     """
     names = task_names(env)
     if not names:
-        return make_gymnasium(env, num_envs, kwargs, backend)
+        return make_gymnasium(env, num_envs, kwargs, backend, workers)
     if len(set(names)) < len(names):
         raise ConfigError(f"every task of {env} must be another environment")
     if num_envs < len(names):
@@ -167,7 +169,7 @@ def make_env(
     members: dict[str, VecEnv] = {}
     try:
         for k, name in enumerate(names):
-            members[name] = make_gymnasium(name, share + (k < rest), backend=backend)
+            members[name] = make_gymnasium(name, share + (k < rest), backend=backend, workers=workers)
         return MultiTaskVecEnv(members)
     except ConfigError:
         for member in members.values():

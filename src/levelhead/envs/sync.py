@@ -1,16 +1,77 @@
-"""Environments of one process, one after another, with as little as possible in between."""
+"""Environments one after another, with as little as possible in between."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
+from dataclasses import dataclass
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import numpy.typing as npt
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space, create_empty_array, iterate
 
 from levelhead.errors import ConfigError
 from levelhead.masks import MASK_KEY
+from levelhead.tree import tree_map
+
+Notes = list[tuple[int, dict[str, Any]]]
+"""What is passed on of infos, each with the environment's number."""
+
+
+@dataclass(frozen=True)
+class Room:
+    """Arrays of N rows that environments write their answers to."""
+
+    observation: Any
+    reward: npt.NDArray[np.float64]
+    terminated: npt.NDArray[np.bool_]
+    truncated: npt.NDArray[np.bool_]
+
+    def rows(self, start: int, stop: int) -> "Room":
+        """Some of them, in the same memory."""
+        observation = tree_map(lambda x: x[start:stop], self.observation)
+        return Room(observation, self.reward[start:stop], self.terminated[start:stop], self.truncated[start:stop])
+
+
+def make_room(space: gym.Space[Any], rows: int, zeros: Callable[..., npt.NDArray[Any]] = np.zeros) -> Room:
+    """Room for so many environments that observe `space`; `zeros` allocates it, given shape and dtype."""
+    observation = create_empty_array(space, rows, fn=zeros)
+    return Room(observation, zeros(rows, dtype=np.float64), *(zeros(rows, dtype=np.bool_) for _ in range(2)))
+
+
+def reset_each(
+    envs: Sequence[gym.Env[Any, Any]], room: Room, seeds: Iterable[int | None], options: dict[str, Any] | None
+) -> Notes:
+    """Begins new episodes, whose first observations go to the rows."""
+    notes: Notes = []
+    for i, (env, seed) in enumerate(zip(envs, seeds, strict=True)):
+        observation, info = env.reset(seed=seed, options=options)
+        put(room.observation, i, observation)
+        if MASK_KEY in info:
+            notes.append((i, {MASK_KEY: info[MASK_KEY]}))
+    return notes
+
+
+def step_each(envs: Sequence[gym.Env[Any, Any]], room: Room, actions: Iterable[Any]) -> Notes:
+    """A step of each; where it ends an episode, the row has the next one's first observation, and a note the last."""
+    notes: Notes = []
+    for i, (env, action) in enumerate(zip(envs, actions, strict=True)):
+        observation, room.reward[i], terminated, truncated, info = env.step(action)
+        room.terminated[i], room.truncated[i] = terminated, truncated
+        if terminated or truncated:
+            # A copy, as environments may write the next episode's first into the same place.
+            notes.append((i, {"final_obs": deepcopy(observation)}))
+            observation, info = env.reset()
+        put(room.observation, i, observation)
+        if MASK_KEY in info:
+            notes.append((i, {MASK_KEY: info[MASK_KEY]}))
+    return notes
+
+
+def seeds_of(seed: int | list[int | None] | None, rows: int) -> list[int | None]:
+    """Environment i is seeded with `seed + i`, or with its own of a list."""
+    return seed if isinstance(seed, list) else [None if seed is None else seed + i for i in range(rows)]
 
 
 class SyncEnvs(VectorEnv[Any, Any, Any]):
@@ -42,36 +103,25 @@ class SyncEnvs(VectorEnv[Any, Any, Any]):
                     raise ConfigError(f"the environments differ: one has {given}, another {expected}")
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
-        self._observation = create_empty_array(self.single_observation_space, self.num_envs, fn=np.zeros)
-        self._reward = np.zeros(self.num_envs, dtype=np.float64)
-        self._terminated, self._truncated = np.zeros((2, self.num_envs), dtype=np.bool_)
+        self._room = make_room(self.single_observation_space, self.num_envs)
 
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
         """Environment i is seeded with `seed + i`, or with its own of a list."""
-        infos: dict[str, Any] = {}
-        seeds = seed if isinstance(seed, list) else [None if seed is None else seed + i for i in range(self.num_envs)]
-        for i, (env, own) in enumerate(zip(self.envs, seeds, strict=True)):
-            observation, info = env.reset(seed=own, options=options)
-            put(self._observation, i, observation)
-            if MASK_KEY in info:
-                infos = self._add_info(infos, {MASK_KEY: info[MASK_KEY]}, i)
-        return self._observation, infos
+        notes = reset_each(self.envs, self._room, seeds_of(seed, self.num_envs), options)
+        return self._room.observation, self._gathered(notes)
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        room = self._room
+        infos = self._gathered(step_each(self.envs, room, iterate(self.action_space, actions)))
+        return room.observation, room.reward.copy(), room.terminated.copy(), room.truncated.copy(), infos
+
+    def _gathered(self, notes: Notes) -> dict[str, Any]:
         infos: dict[str, Any] = {}
-        for i, (env, action) in enumerate(zip(self.envs, iterate(self.action_space, actions), strict=True)):
-            observation, self._reward[i], terminated, truncated, info = env.step(action)
-            self._terminated[i], self._truncated[i] = terminated, truncated
-            if terminated or truncated:
-                # A copy, as environments may write the next episode's first into the same place.
-                infos = self._add_info(infos, {"final_obs": deepcopy(observation)}, i)
-                observation, info = env.reset()
-            put(self._observation, i, observation)
-            if MASK_KEY in info:
-                infos = self._add_info(infos, {MASK_KEY: info[MASK_KEY]}, i)
-        return self._observation, self._reward.copy(), self._terminated.copy(), self._truncated.copy(), infos
+        for i, note in notes:
+            infos = self._add_info(infos, note, i)
+        return infos
 
     def close_extras(self, **kwargs: Any) -> None:  # noqa: ARG002  # of the protocol
         for env in self.envs:

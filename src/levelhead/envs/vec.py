@@ -74,6 +74,11 @@ class VecEnv(ABC):
     arrays: bool = False
     running: str = ""
 
+    @property
+    def restarts(self) -> int | None:
+        """How often what runs them had to be started anew; None where that doesn't happen."""
+        return None
+
     @abstractmethod
     def reset(self, seed: int) -> Tree:
         """Starts new episodes everywhere, seeded by one number; the first observations, `[N, ...]`."""

@@ -1,0 +1,282 @@
+"""Environments side by side in processes of their own, none of which is waited for without end."""
+
+import itertools
+import mmap
+import multiprocessing
+import os
+import signal
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space, iterate
+
+from levelhead.envs.sync import Notes, Room, make_room, reset_each, seeds_of, step_each
+from levelhead.errors import ConfigError, TrainingFault
+from levelhead.threads import processors
+from levelhead.tree import tree_map
+
+LOST = "lost"
+"""In an info: rows whose step was lost with the process that took it."""
+
+
+@dataclass(frozen=True)
+class Workers:
+    """How environments are spread over processes."""
+
+    count: int = 0
+    """Processes; 0 for one per processor."""
+    timeout: float = 60.0
+    """Seconds after which one that has not answered is given up."""
+    max_restarts: int = 10
+    """Of processes, in a run; the next loss ends it."""
+
+
+class _Failure(NamedTuple):
+    """What an environment raised."""
+
+    reason: str
+
+
+class _LostError(Exception):
+    """A process that doesn't answer any more; the message says how that is known."""
+
+
+class ProcessEnvs(VectorEnv[Any, Any, Any]):
+    """As `SyncEnvs`, with a share of the environments in each of several processes, which write to shared memory.
+
+    A process that dies, hangs or whose environment raises is replaced. Its environments begin new episodes, the step is
+    marked as truncated and as `LOST`, for nobody knows what it would have answered, and a warning says what happened.
+
+    Processes are forked, so that they need not import anything, and factories need not be pickled. An environment
+    must therefore bear being made in a fork of a process that has threads; those that start a GPU's runtime don't.
+
+    Args:
+        makes: a function per environment that makes it.
+        workers: how many processes, and what is put up with.
+
+    Attributes:
+        restarts: of processes so far.
+
+    Raises:
+        ConfigError: an environment cannot be made.
+        TrainingFault: (while stepping) more processes were lost than is put up with.
+    """
+
+    def __init__(self, makes: Sequence[Callable[[], gym.Env[Any, Any]]], workers: Workers | None = None) -> None:
+        self.workers = workers or Workers()
+        self.num_envs = len(makes)
+        first = makes[0]()
+        self.metadata = {**first.metadata, "autoreset_mode": AutoresetMode.SAME_STEP}
+        self.spec, self.render_mode = first.spec, first.render_mode
+        self.single_observation_space, self.single_action_space = first.observation_space, first.action_space
+        first.close()
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
+        self._room = make_room(self.single_observation_space, self.num_envs, _shared_zeros)
+        self._seed = 0
+        self.restarts = 0
+        count = min(self.workers.count or processors(), self.num_envs)
+        edges = [self.num_envs * k // count for k in range(count + 1)]
+        self._shares = [
+            _Share(makes[start:stop], start, self._room.rows(start, stop), self.workers.timeout)
+            for start, stop in itertools.pairwise(edges)
+        ]
+        for share in self._shares:
+            share.start()
+        for share in self._shares:
+            try:
+                share.answer(time.monotonic() + self.workers.timeout)
+            except _LostError as error:
+                self.close()
+                raise ConfigError(f"{share} cannot be made: {error}") from error
+
+    def reset(
+        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Environment i is seeded with `seed + i`, or with its own of a list."""
+        seeds = seeds_of(seed, self.num_envs)
+        if seeds[0] is not None:
+            self._seed = seeds[0]
+        notes, _ = self._ask([("reset", seeds[share.slice], options) for share in self._shares])
+        return self._room.observation, self._gathered(notes)
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        room, given = self._room, list(iterate(self.action_space, actions))
+        before = tree_map(np.copy, room.observation)
+        notes, lost = self._ask([("step", given[share.slice]) for share in self._shares])
+        for i in np.flatnonzero(lost).tolist():
+            room.reward[i], room.terminated[i], room.truncated[i] = 0.0, False, True
+            notes.append((i, {"final_obs": _row(before, i)}))
+        infos = self._gathered(notes)
+        if lost.any():
+            infos[LOST] = lost
+        return room.observation, room.reward.copy(), room.terminated.copy(), room.truncated.copy(), infos
+
+    def _ask(self, questions: Sequence[tuple[Any, ...]]) -> tuple[Notes, npt.NDArray[np.bool_]]:
+        """Every share's notes on its question; and the environments of those that had to be replaced, bool `[N]`."""
+        notes: Notes = []
+        lost = np.zeros(self.num_envs, dtype=np.bool_)
+        for share, question in zip(self._shares, questions, strict=True):
+            share.ask(question)
+        deadline = time.monotonic() + self.workers.timeout
+        for share in self._shares:
+            try:
+                answer = share.answer(deadline)
+            except _LostError as error:
+                answer = self._replace(share, str(error))
+                lost[share.slice] = True
+            notes += [(share.start_row + i, note) for i, note in answer]
+        return notes, lost
+
+    def _replace(self, share: "_Share", reason: str) -> Notes:
+        """A new process for a share, whose environments have begun new episodes."""
+        while True:
+            self.restarts += 1
+            if self.restarts > self.workers.max_restarts:
+                raise TrainingFault(f"{share} lost, and {self.workers.max_restarts} restarts are used up: {reason}")
+            warnings.warn(
+                f"{share} lost: {reason.splitlines()[-1]}; restart {self.restarts} of {self.workers.max_restarts}",
+                stacklevel=2,
+            )
+            share.stop()
+            try:
+                share.start()
+                share.answer(time.monotonic() + self.workers.timeout)
+                # As unlike other seeds as any, and the same whenever the same is lost at the same point.
+                rows = range(share.slice.start, share.slice.stop)
+                drawn = (np.random.SeedSequence((self._seed, i, self.restarts)) for i in rows)
+                share.ask(("reset", [int(seed.generate_state(1)[0]) for seed in drawn], None))
+                return share.answer(time.monotonic() + self.workers.timeout)
+            except _LostError as error:
+                reason = str(error)
+
+    def _gathered(self, notes: Notes) -> dict[str, Any]:
+        infos: dict[str, Any] = {}
+        for i, note in notes:
+            infos = self._add_info(infos, note, i)
+        return infos
+
+    def close_extras(self, **kwargs: Any) -> None:  # noqa: ARG002  # of the protocol
+        for share in self._shares:
+            share.dismiss()
+        for share in self._shares:
+            share.stop(patience=5.0)
+
+
+class _Share:
+    """Some environments, and the process that they are in."""
+
+    def __init__(
+        self, makes: Sequence[Callable[[], gym.Env[Any, Any]]], start_row: int, room: Room, timeout: float
+    ) -> None:
+        self.makes, self.start_row, self.room, self.timeout = makes, start_row, room, timeout
+        self.slice = slice(start_row, start_row + len(makes))
+        self._process: Any = None
+        self._connection: Any = None
+
+    def __str__(self) -> str:
+        last = self.slice.stop - 1
+        return f"environment {last}" if last == self.start_row else f"environments {self.start_row} to {last}"
+
+    def start(self) -> None:
+        """Has the environments made; what comes of it is the first answer."""
+        context = multiprocessing.get_context("fork")
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(
+            target=_work, args=(theirs, self._connection, os.getpid(), self.makes, self.room), daemon=True
+        )
+        self._process.start()
+        theirs.close()  # or its end would never be noticed
+
+    def ask(self, question: tuple[Any, ...]) -> None:
+        with suppress(OSError):  # which the answer that doesn't come will tell
+            self._connection.send(question)
+
+    def answer(self, deadline: float) -> Notes:
+        """What it says until then.
+
+        Raises:
+            _LostError: it says nothing, is no more, or its environments have raised something.
+        """
+        try:
+            if not self._connection.poll(max(0.0, deadline - time.monotonic())):
+                raise _LostError(f"no answer within {self.timeout:g} s")
+            answer = self._connection.recv()
+        except (EOFError, OSError) as error:
+            self._process.join(1.0)
+            raise _LostError(f"its process ended with status {self._process.exitcode}") from error
+        if isinstance(answer, _Failure):
+            raise _LostError(answer.reason)
+        return answer
+
+    def dismiss(self) -> None:
+        """Lets it come to its end by itself."""
+        self._connection.close()
+
+    def stop(self, patience: float = 0.0) -> None:
+        """Ends the process, by force if it doesn't within so many seconds."""
+        if self._process is None:
+            return
+        self.dismiss()
+        if patience:
+            self._process.join(patience)
+        if self._process.is_alive():
+            self._process.kill()
+        self._process.join()
+        self._process.close()
+        self._process = None
+
+
+def _work(
+    connection: Connection,
+    other_end: Connection,
+    parent: int,
+    makes: Sequence[Callable[[], gym.Env[Any, Any]]],
+    room: Room,
+) -> None:
+    """What a process does: it makes its environments, and answers questions until nobody is there to ask."""
+    other_end.close()
+    for number in (signal.SIGINT, signal.SIGTERM):  # the parent decides when all is over
+        signal.signal(number, signal.SIG_IGN)
+    envs: list[gym.Env[Any, Any]] = []
+    try:
+        envs += [make() for make in makes]
+        connection.send([])
+        while True:
+            while not connection.poll(1.0):
+                if os.getppid() != parent:
+                    return
+            question, *arguments = connection.recv()
+            if question == "step":
+                connection.send(step_each(envs, room, *arguments))
+            else:
+                connection.send(reset_each(envs, room, *arguments))
+    except (EOFError, OSError):  # nobody is there any more
+        pass
+    except Exception:  # whatever an environment may raise
+        connection.send(_Failure(traceback.format_exc()))
+    finally:
+        for env in envs:
+            env.close()
+
+
+def _shared_zeros(shape: int | tuple[int, ...], dtype: Any) -> npt.NDArray[Any]:
+    """An array that forked processes share; it goes when the last of them does."""
+    dimensions = (shape,) if isinstance(shape, int) else shape
+    count = int(np.prod(dimensions))
+    memory = mmap.mmap(-1, max(1, count * np.dtype(dtype).itemsize))
+    return np.frombuffer(memory, dtype, count).reshape(dimensions)
+
+
+def _row(observation: Any, i: int) -> Any:
+    return tree_map(lambda x: x[i], observation)
