@@ -92,6 +92,9 @@ class FlatAdam:
         for group in (self.groups[name] for name in groups):
             state = self.state[group.flat.parameter]
             state["step"].add_(taken)
+            if torch.compiler.is_compiling():
+                self._move(group, state)
+                continue
             torch._fused_adam_(  # pyright: ignore[reportPrivateImportUsage]  # the kernel behind torch.optim.Adam
                 [group.flat.parameter],
                 [group.flat.gradient],
@@ -108,6 +111,18 @@ class FlatAdam:
                 maximize=False,
                 found_inf=self.skip,
             )
+
+    def _move(self, group: AdamGroup, state: Mapping[str, Tensor]) -> None:
+        """What the kernel does, written out for compilers, which know nothing of it where the rate is a tensor."""
+        x, gradient = group.flat.parameter, group.flat.gradient
+        # In float64, as 1 - 0.999^step would keep four digits of a float32.
+        correction1, correction2 = (1 - beta ** state["step"].double() for beta in self.betas)
+        rate, root = (group.learning_rate / correction1).to(x.dtype), correction2.sqrt().to(x.dtype)
+        first = torch.lerp(state["exp_avg"], gradient, 1 - self.betas[0])
+        second = self.betas[1] * state["exp_avg_sq"] + (1 - self.betas[1]) * gradient * gradient
+        moved = x - rate * first / (second.sqrt() / root + group.eps)
+        for old, new in ((state["exp_avg"], first), (state["exp_avg_sq"], second), (x, moved)):
+            old.copy_(torch.where(self.skip > 0, old, new))
 
     def moments(self) -> dict[str, Tensor]:
         """Adam's state, by `<group>.<name>`."""

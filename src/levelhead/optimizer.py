@@ -126,12 +126,17 @@ class Optimizer:
         for flat in self.flat.values():
             flat.gradient.zero_()
         loss.backward()
-        checked = torch.stack((loss.detach(), *self._clip(groups)))
+        return self.follow(loss.detach(), groups, stopped)
+
+    @torch.no_grad()
+    def follow(self, loss: Tensor, groups: tuple[str, ...], stopped: Tensor | None = None) -> Tensor:
+        """As `step`, down the gradients of `loss` that the flat tensors of these groups hold already."""
+        checked = torch.stack((loss, *self._clip(groups)))
         self.check(("loss", *(f"{name} gradient" for name in groups)), checked)
         self._skip.copy_(self.blocked if stopped is None else torch.maximum(self.blocked, stopped))
         for name in groups if self.decay else ():
             rate = self.learning_rates[name].tensor * (1 - self._skip)
-            self.flat[name].parameter.data.mul_(1 - rate * self.decay[name])
+            self.flat[name].parameter.mul_(1 - rate * self.decay[name])
         self.adam.step(groups)
         return checked
 

@@ -93,7 +93,7 @@ class Epochs(Phase):
             if refresh is not None:
                 batch = refresh(batch)
             for index, weight in zip(*minibatches(valid, self.split.minibatches, order), strict=True):
-                self._step(self.loss.of(batch.take(index), weight))
+                self._learn(batch, index, weight)
                 if self._over:
                     break
             if self.control is not None:
@@ -102,16 +102,24 @@ class Epochs(Phase):
                 break
         return self._means.take()
 
-    def _step(self, terms: Terms) -> None:
+    def _learn(self, batch: Batch, index: Tensor, weight: Tensor) -> None:
+        """One gradient step on the columns that `index` names."""
+        self._move(self.loss.of(batch.take(index), weight))
+
+    def _move(self, terms: Terms) -> None:
         control = self.control
         if control is None or terms.kl is None:
-            self._means.add(torch.cat((terms.means, self.optimizer.step(terms.loss, self.groups))))
+            self._means.add(torch.cat((terms.means, self._descend(terms.loss))))
             return
         kl = terms.kl.detach()
         control.watch(kl)
         self.optimizer.adapt(control.rate(kl, self.optimizer.learning_rates["actor"].tensor))
-        checked = self.optimizer.step(terms.loss, self.groups, control.stopped)
+        checked = self._descend(terms.loss, control.stopped)
         self._means.add(torch.cat((terms.means, checked)), 1 - control.stopped)
+
+    def _descend(self, loss: Tensor, stopped: Tensor | None = None) -> Tensor:
+        """One step down the gradient of a minibatch's loss, as `Optimizer.step` takes it."""
+        return self.optimizer.step(loss, self.groups, stopped)
 
     @property
     def _over(self) -> bool:

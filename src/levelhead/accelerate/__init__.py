@@ -1,7 +1,17 @@
-"""What runs in torch, which defines it, and what in native code, which agrees with it to rounding."""
+"""What runs in torch, which defines it, and what in native or compiled code, which agrees with it to rounding."""
 
 from levelhead.accelerate.actor import NativeActor
+from levelhead.accelerate.compiled import CompiledEpochs
 from levelhead.accelerate.epochs import NativeEpochs
-from levelhead.accelerate.support import Engine, acting_refusal, is_worthwhile, learning_refusal
+from levelhead.accelerate.support import Engine, acting_refusal, compiling_refusal, is_worthwhile, learning_refusal
 
-__all__ = ["Engine", "NativeActor", "NativeEpochs", "acting_refusal", "is_worthwhile", "learning_refusal"]
+__all__ = [
+    "CompiledEpochs",
+    "Engine",
+    "NativeActor",
+    "NativeEpochs",
+    "acting_refusal",
+    "compiling_refusal",
+    "is_worthwhile",
+    "learning_refusal",
+]

@@ -1,7 +1,11 @@
-"""What native code takes on, and where it finds the parts of a policy."""
+"""What native code and torch.compile take on, and where native code finds the parts of a policy."""
 
 import ctypes
+import os
+import shutil
+import sysconfig
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -35,7 +39,7 @@ from levelhead.values import (
     ValueNormHead,
 )
 
-Engine = Literal["auto", "torch", "native"]
+Engine = Literal["auto", "torch", "native", "compile"]
 
 # In the order of plan.h.
 ACTIVATIONS: dict[type[nn.Module], int] = {nn.Tanh: 1, nn.ReLU: 2, nn.ELU: 3, nn.SiLU: 4}
@@ -88,6 +92,11 @@ def learning_refusal(criterion: Criterion, control: KLControl | None) -> str | N
     return _reason(_require_learner, criterion, control)
 
 
+def compiling_refusal(policy: Policy) -> str | None:
+    """Why torch.compile can't take the steps of a policy; None where nothing is known to be in its way."""
+    return _reason(_require_compilable, policy)
+
+
 def _reason(check: Callable[..., None], *arguments: object) -> str | None:
     try:
         check(*arguments)
@@ -130,6 +139,20 @@ def _require_learner(criterion: Criterion, control: KLControl | None) -> None:
     if control is not None:
         _require(control.target is None, "the divergence drives the learning rate")
         _require(control.check == "minibatch", "the divergence is checked epoch by epoch")
+
+
+def _require_compilable(policy: Policy) -> None:
+    _require(not policy.remembers, "recurrent kernels take nearly all of the time, and stay what they are")
+    if policy.device.type == "cpu":
+        # What torch looks for.
+        compiler = os.environ.get("CXX", "g++")
+        _require(shutil.which(compiler) is not None, f"there is no C++ compiler, {compiler}")
+        headers = Path(sysconfig.get_path("include"), "Python.h")
+        _require(headers.exists(), f"Python's headers are missing, {headers}")
+    for p in policy.parameters():
+        _require(not p._backward_hooks and not p._post_accumulate_grad_hooks, "a parameter has hooks")
+    for module in policy.modules():
+        _require(not module._backward_hooks and not module._backward_pre_hooks, "a module has backward hooks")
 
 
 def _require_policy(policy: Policy) -> None:

@@ -7,7 +7,15 @@ import torch
 from torch import nn
 
 from levelhead import native
-from levelhead.accelerate import NativeActor, NativeEpochs, acting_refusal, is_worthwhile, learning_refusal
+from levelhead.accelerate import (
+    CompiledEpochs,
+    NativeActor,
+    NativeEpochs,
+    acting_refusal,
+    compiling_refusal,
+    is_worthwhile,
+    learning_refusal,
+)
 from levelhead.acting import Actor
 from levelhead.advantages import (
     AdvantageScaling,
@@ -190,11 +198,14 @@ def build_learner(config: Config, policy: Policy, objective: Objective) -> Learn
     optimizer = _build_optimizer(config, policy, layer)
 
     watched = control if control.needs_kl else None
-    reason = _why_torch(config, policy, learning_refusal(criterion, watched))
-    if config.engine == "native" and reason is not None:
-        raise ConfigError(f"engine is native, which doesn't go with this run: {reason}; accepted: auto, torch")
+    compiled = config.engine == "compile"
+    reason = compiling_refusal(policy) if compiled else _why_torch(config, policy, learning_refusal(criterion, watched))
+    if config.engine in ("native", "compile") and reason is not None:
+        raise ConfigError(f"engine is {config.engine}, which doesn't go with this run: {reason}; accepted: auto, torch")
 
     def run(loss: Loss, split: Split, control: KLControl | None = None) -> Epochs:
+        if compiled:
+            return CompiledEpochs(loss, optimizer, split, policy, control)
         if reason is None:
             return NativeEpochs(loss, optimizer, split, criterion, control, max(config.threads, 1))
         return Epochs(loss, optimizer, split, control)
@@ -219,7 +230,7 @@ def build_learner(config: Config, policy: Policy, objective: Objective) -> Learn
         every, clone_coef = auxiliary.every, Coefficient(auxiliary.clone_coef, policy.device)
         own_split = Split(auxiliary.epochs, ppo.minibatches)
         later.append(Auxiliary(criterion, layer, optimizer, own_split, every, clone_coef))
-    engine = _named(reason)
+    engine = "torch.compile" if compiled else _named(reason)
     in_torch = ["the trust region"] * isinstance(objective, TrustRegionObjective) + ["the auxiliary phase"] * len(later)
     if reason is None and in_torch:
         engine += f"; {' and '.join(in_torch)} by torch"
@@ -236,7 +247,7 @@ def _why_torch(config: Config, policy: Policy, refusal: str | None) -> str | Non
     """Why torch does what native code might; None where it doesn't."""
     if config.engine == "torch":
         return "it was asked for"
-    if config.engine == "auto" and refusal is None and not is_worthwhile(policy):
+    if config.engine in ("auto", "compile") and refusal is None and not is_worthwhile(policy):
         return "it is faster where layers are wide"
     return refusal
 
