@@ -34,9 +34,7 @@ class CompiledEpochs(Epochs):
         self._module = _LossOf(policy, loss)
         paths = {id(p): path for path, p in self._module.named_parameters()}
         self._layout = {
-            name: [(paths[id(p)], p.shape, p.requires_grad) for p in group]
-            for name, group in policy.groups().items()
-            if name in self.groups
+            name: [(paths[id(p)], p) for p in group] for name, group in policy.groups().items() if name in self.groups
         }
         # Made here, as a graph can write to what exists but not make it.
         names = ("loss", *(f"{name} gradient" for name in self.groups))
@@ -81,9 +79,9 @@ class CompiledEpochs(Epochs):
         """The loss as a function of the flat parameters, and what else the terms hold."""
         parameters: dict[str, Tensor] = {}
         for name, layout in self._layout.items():
-            parts = flat[name].split([shape.numel() for _, shape, _ in layout])
-            for (path, shape, learned), x in zip(layout, parts, strict=True):
-                parameters[path] = (x if learned else x.detach()).view(shape)
+            parts = flat[name].split([p.numel() for _, p in layout])
+            for (path, p), x in zip(layout, parts, strict=True):
+                parameters[path] = (x if p.requires_grad else x.detach()).view(p.shape)
         loss, *rest = functional_call(self._module, parameters, (batch, weight))
         return loss, [x for x in rest if x is not None]
 
