@@ -87,13 +87,25 @@ VARIANTS = {
     "an auxiliary phase": {"auxiliary.every": 1},
     "tasks": {"env_id": "Swing-v0+Hill-v0", "ppo.advantage": "percentile", "eval_every": 64},
     "environments ahead": {"overlap": True},
+    "compiled steps": {"engine": "compile"},
     "environments in NumPy": {"backend": "vector"},
     "environments in C++": {"backend": "envpool"},
     "environments in processes": {"backend": "processes"},
 }
 
 
-@pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
+SLOW = {
+    "compiled steps": (
+        pytest.mark.slow,
+        pytest.mark.timeout(600),
+        pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning"),
+    )
+}
+
+
+@pytest.mark.parametrize(
+    "changes", [pytest.param(changes, id=name, marks=SLOW.get(name, ())) for name, changes in VARIANTS.items()]
+)
 def test_cut_at_a_checkpoint_and_resumed_it_ends_bit_for_bit_as_in_one_go(tiny, outcome, workdir, changes):
     config = tiny(**{"total_steps": 128, **changes})
     whole = lh.train(config.env_id, config=config)

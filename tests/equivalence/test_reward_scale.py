@@ -13,6 +13,11 @@ from toys import Duo, make_trainer, snapshot
 
 STEPS = 2048
 STATISTICS = ("mean", "var", "std")
+COMPILED = (
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+    pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning"),
+)
 every_env = pytest.mark.parametrize("env_id", ["CartPole-v1", "Acrobot-v1", "Pendulum-v1"])
 
 
@@ -52,6 +57,7 @@ def test_a_power_of_two_changes_nothing_but_the_statistics_which_it_multiplies(e
         ("CartPole-v1", {"engine": "torch"}),
         ("Pendulum-v1", {"engine": "torch"}),
         ("Pendulum-v1", {"overlap": True}),
+        *(pytest.param(env_id, {"engine": "compile"}, marks=COMPILED) for env_id in ("CartPole-v1", "Pendulum-v1")),
         ("CartPole-v1", {"auxiliary": 2}),
         ("CartPole-v1", {"memory": "lstm"}),
         ("Pendulum-v1", {"memory": "gru"}),
