@@ -12,7 +12,7 @@ from levelhead.criterion import Loss, Terms
 from levelhead.divergence import KLControl
 from levelhead.networks import Policy
 from levelhead.optimizer import Optimizer
-from levelhead.phases import Epochs, Split
+from levelhead.phases import Epochs, Orders, Refresh, Split
 from levelhead.rollout import Batch
 
 
@@ -43,11 +43,22 @@ class CompiledEpochs(Epochs):
         code = CompiledEpochs._in_one_graph.__code__.replace()
         own = MethodType(FunctionType(code, globals()), self)
         self._graph = torch.compile(own, fullgraph=True, dynamic=False)
+        self._checked = False
+
+    def __call__(
+        self, batch: Batch, valid: Tensor, orders: Orders, refresh: Refresh | None = None
+    ) -> dict[str, Tensor]:
+        self._checked = False
+        return super().__call__(batch, valid, orders, refresh)
 
     def _learn(self, batch: Batch, index: Tensor, weight: Tensor) -> None:
         if self._graph is not None:
             try:
-                self._graph(batch, index, weight)
+                # Whether the graph still fits is asked once an iteration: it takes a fifth of a step, and within one
+                # nothing changes but numbers.
+                with torch.compiler.set_stance(skip_guard_eval_unsafe=self._checked):
+                    self._graph(batch, index, weight)
+                self._checked = True
             except RuntimeError as error:
                 self._give_up(error)
             else:
