@@ -84,7 +84,6 @@ every_form = pytest.mark.parametrize("compiling", [False, True], ids=["kernel", 
 
 @every_form
 def test_it_steps_as_torchs_adam_does_with_every_group_at_its_own_rate_and_eps(monkeypatch, compiling):
-    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiling)
     ours, plain = parts(), parts()
     groups, optimizer = flat_adam(ours, torch.zeros(()))
     reference = torch.optim.Adam(
@@ -104,11 +103,13 @@ def test_it_steps_as_torchs_adam_does_with_every_group_at_its_own_rate_and_eps(m
         for size, name in ((1e-6, "first"), (1e3, "second")):
             (size * loss(ours[name], batch)).backward()
             (size * loss(plain[name], batch)).backward()
-        optimizer.step(SETTINGS)
+        with monkeypatch.context() as patch:  # for ours alone
+            patch.setattr(torch.compiler, "is_compiling", lambda: compiling)
+            optimizer.step(SETTINGS)
         reference.step()
         for name in SETTINGS:
             for a, b in zip(ours[name].parameters(), plain[name].parameters(), strict=True):
-                assert_close(a, b, rtol=1e-9, atol=1e-12)
+                assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
 @every_form
