@@ -269,8 +269,9 @@ def test_a_run_is_the_same_as_in_one_process_bit_for_bit(tiny, workdir):
 
 
 def test_a_run_survives_losses_and_counts_them(tiny, workdir):
+    config = tiny(backend="processes", **{"env.workers": 1})
     with pytest.warns(UserWarning, match="lost"):
-        run = lh.train(partial(Failing, partial(die_once, workdir / "died"), 7, True), config=tiny(backend="processes"))
+        run = lh.train(partial(Failing, partial(die_once, workdir / "died"), 7, True), config=config)
     line = json.loads((run.directory / "metrics.jsonl").read_text().splitlines()[-1])
     assert line["health/env_restarts"] == 1
     assert run.step >= 96
