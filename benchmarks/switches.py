@@ -26,11 +26,12 @@ REFERENCE = "torch"
 SWITCHES: dict[str, dict[str, Any]] = {
     REFERENCE: {"engine": "torch"},
     "native": {"engine": "native"},
+    "compile": {"engine": "compile"},
     "vector": {"backend": "vector"},
     "envpool": {"backend": "envpool"},
     "overlap": {"overlap": True},
 }
-"""What each changes in the preset."""
+"""What each changes in the preset. Processes and threads are not among them: they change nothing, bit for bit."""
 STEPS = {"CartPole-v1": 100_000, "Pendulum-v1": 200_000, "HalfCheetah-v5": 300_000}
 WITHOUT = {("Pendulum-v1", "vector"), ("HalfCheetah-v5", "vector")}
 """Environments that have no such thing."""
@@ -44,8 +45,13 @@ def once(env_id: str, switch: str, seed: int) -> dict[str, float]:
         if run.interrupted:
             raise SystemExit("interrupted")
         lines = [json.loads(line) for line in (run.directory / "metrics.jsonl").read_text().splitlines()]
-    curve = [line["rollout/ep_rew_mean"] for line in lines if "rollout/ep_rew_mean" in line]
-    return {"curve": float(np.mean(curve)), "return": greedy_return(env_id, run.policy.act)}
+    # By steps, not lines: where resets are rows of their own, iterations have fewer steps while episodes are short.
+    steps = np.diff([0, *(line["step"] for line in lines)])
+    curve = [
+        (n, line["rollout/ep_rew_mean"]) for n, line in zip(steps, lines, strict=True) if "rollout/ep_rew_mean" in line
+    ]
+    weights, returns = zip(*curve, strict=True)
+    return {"curve": float(np.average(returns, weights=weights)), "return": greedy_return(env_id, run.policy.act)}
 
 
 def run(env_ids: list[str], switches: list[str], seeds: list[int]) -> None:

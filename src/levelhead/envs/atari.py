@@ -1,7 +1,6 @@
 """Atari's games, preprocessed as is usual."""
 
 import importlib
-import os
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -14,6 +13,7 @@ from gymnasium.vector.utils import batch_space
 from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation
 
 from levelhead.errors import ConfigError
+from levelhead.threads import processors
 
 FIXED = ("frameskip", "obs_type", "sound_obs", "continuous", "max_episode_steps")
 """Arguments of the games that the preprocessing decides, or would count in frames."""
@@ -78,7 +78,7 @@ class AtariEnvs(VectorEnv[Any, Any, Any]):
         self._games = type("Games", (made,), {"metadata": {}})(
             given["game"],
             num_envs,
-            num_threads=min(num_envs, len(os.sched_getaffinity(0))),
+            num_threads=min(num_envs, processors()),
             autoreset_mode=AutoresetMode.SAME_STEP,
             stack_num=STACK,
             noop_max=MOST_IDLE + 1,  # it draws fewer than that
