@@ -23,7 +23,7 @@ from toys import Chain, make_trainer, same, snapshot
 pytestmark = [
     pytest.mark.timeout(600),
     # Of torch's own, on the way through its compiler.
-    pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*(torch.jit|should not be instantiated).*:DeprecationWarning"),
 ]
 
 ROWS = 150
@@ -75,14 +75,14 @@ class Pair:
             found.append((left, metrics, {name: bool(flag) for name, flag in learner.faults().items()}))
         return found
 
-    def agree(self, **how):
+    def agree(self, atol=2e-5, **how):
         (expected, metrics, faults), (given, reported, found) = self.outcomes(**how)
         assert found == faults
         for one, other in ((expected, given), (metrics, reported)):
             assert other.keys() == one.keys()
             for name, x in one.items():
                 message = lambda text, name=name: f"{name}: {text}"  # noqa: E731
-                torch.testing.assert_close(other[name], x, rtol=2e-3, atol=2e-5, equal_nan=True, msg=message)
+                torch.testing.assert_close(other[name], x, rtol=2e-3, atol=atol, equal_nan=True, msg=message)
         return faults
 
 
@@ -278,4 +278,5 @@ def test_images_agree(encoder):
         log_prob, *rest = torch.randn(4, 40, generator=generator)
         return batch_of(image, action, 0.1 * log_prob - 1.4, *rest)
 
-    Pair(make, {"ppo": PPOConfig(**FEW)}, batch).agree()
+    # Where gradients are next to nothing, a small eps would make their rounding as large as a step.
+    Pair(make, {"ppo": PPOConfig(**FEW), "optimizer": OptimizerConfig(eps=1e-3)}, batch).agree(atol=1e-4)

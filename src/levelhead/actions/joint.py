@@ -274,8 +274,11 @@ class JointHead(ActionHead):
 
     def _over_open(self, values: Mapping[str, Tensor], choices: Mapping[str, Tensor]) -> Tensor:
         """The sum over the heads whose gates the choices at hand open."""
-        gates = {path: self._chosen(path, choices) for path in values}
-        return torch.stack([x if (g := gates[p]) is None else torch.where(g, x, 0.0) for p, x in values.items()]).sum(0)
+        terms: list[Tensor] = []
+        for path, x in values.items():
+            is_open = self._chosen(path, choices)
+            terms.append(x if is_open is None else torch.where(is_open, x, 0.0))
+        return torch.stack(terms).sum(0)
 
 
 def in_order(parts: Mapping[str, Part]) -> dict[str, Part]:
