@@ -15,7 +15,7 @@ import torch
 from gymnasium.spaces import Box, Dict, Discrete, Tuple
 
 import levelhead as lh
-from levelhead.envs import Workers, make_gymnasium
+from levelhead.envs import Workers, make_env, make_gymnasium
 from levelhead.envs.processes import ProcessEnvs
 from levelhead.envs.sync import SyncEnvs
 from levelhead.errors import ConfigError, TrainingFault
@@ -275,6 +275,22 @@ def test_a_run_survives_losses_and_counts_them(tiny, workdir):
     line = json.loads((run.directory / "metrics.jsonl").read_text().splitlines()[-1])
     assert line["health/env_restarts"] == 1
     assert run.step >= 96
+
+
+def test_losses_of_all_tasks_are_counted(two_tasks):
+    env = make_env(two_tasks, 2, backend="processes")
+    env.reset(0)
+    assert env.restarts == 0
+    for member in env.members:
+        os.kill(pids(member.env)[0], signal.SIGKILL)
+    with pytest.warns(UserWarning, match="lost"):
+        step = env.step(torch.zeros(2, *env.action_space.shape))
+    assert env.restarts == 2
+    assert step.valid.tolist() == [False, False]
+    env.close()
+    sync = make_env(two_tasks, 2)
+    assert sync.restarts is None
+    sync.close()
 
 
 def test_a_run_that_loses_too_many_says_why_and_is_saved(tiny, workdir):

@@ -81,6 +81,11 @@ class MultiTaskVecEnv(VecEnv):
             final,
         )
 
+    @property
+    def restarts(self) -> int | None:
+        counts = [member.restarts for member in self.members if member.restarts is not None]
+        return sum(counts) if counts else None
+
     def close(self) -> None:
         for member in self.members:
             member.close()
