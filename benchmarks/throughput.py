@@ -18,7 +18,8 @@ clip, coefficients, norm of the gradient, learning rate linear to 0, standardise
 Not equal:
 
 - levelhead takes its native gradient steps on two threads, as it has use for the second, unlike torch at these sizes;
-  `levelhead, torch` has neither native code nor the second thread. Its critic predicts on PopArt's axis, and it clips
+  `levelhead, torch` has neither native code nor the second thread, and `levelhead, compile` takes its steps through
+  torch.compile, actions natively. Its critic predicts on PopArt's axis, and it clips
   the gradients of actor and critic each by its own norm;
 - `levelhead, vector` and `levelhead, envpool` step the same environments by other code: CartPole's own vector version
   in NumPy, and EnvPool's in C++. A reset takes a step there, which isn't counted;
@@ -56,6 +57,7 @@ OURS = "levelhead"
 CONTESTANTS = {
     OURS: Contestant("levelhead", ("sync",)),
     "levelhead, torch": Contestant("levelhead", ("torch",)),
+    "levelhead, compile": Contestant("levelhead", ("compile",), ("cartpole", "halfcheetah")),
     "levelhead, vector": Contestant("levelhead", ("vector",), ("cartpole", "solve")),
     "levelhead, envpool": Contestant("levelhead", ("envpool",)),
     "levelhead, preset": Contestant("levelhead", ("preset",), ("solve",)),

@@ -67,17 +67,18 @@ def test_the_actors_layers_learn_values_and_the_policy_stays(space):
     outcomes = {}
     for coef in (0.0, 1.0, 30.0):
         policy = make_policy(space, shared=(8,))
+        policy.action_head.linear.weight.data *= 100  # one that says much of what its features are
         learner = alone(policy, clone_coef=constant(coef), epochs=10)
         batch = acted_on(policy, make_batch(policy, 60))
         before = {name: x.clone() for name, x in policy.named_parameters()}
         losses = [learn(learner, batch)["train/auxiliary_loss"].item() for _ in range(10)]
-        assert losses[-1] < 0.9 * losses[0]
+        assert losses[-1] < 0.98 * losses[0]
         moved = {name for name, x in policy.named_parameters() if not torch.equal(x, before[name])}
         assert any(name.startswith("network.actor") for name in moved)
         assert any(name.startswith("network.shared") for name in moved)
         assert any(name.startswith("value_head") for name in moved)
         outcomes[coef] = divergence(policy, batch)
-    assert outcomes[30.0] < outcomes[1.0] < outcomes[0.0]
+    assert outcomes[30.0] < 0.5 * outcomes[1.0] < 0.25 * outcomes[0.0]
 
 
 @every_space

@@ -193,14 +193,6 @@ def test_the_head_keeps_its_own_beta_unless_the_config_names_one(beta, expected)
     assert trainer.policy.value_head.beta == expected
 
 
-def test_training_beside_a_process_group_is_refused(monkeypatch):
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    config, env = lh.Config("X", num_envs=2, device="cpu", network=SMALL), Toy(2)
-    policy = build_policy(config, env.observation_space, env.action_space)
-    with pytest.raises(lh.ConfigError, match=r"one process, and a torch\.distributed process group exists"):
-        build_trainer(config, env, policy)
-
-
 @pytest.mark.parametrize(
     ("changes", "inside"),
     [

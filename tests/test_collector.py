@@ -15,8 +15,10 @@ from torch.testing import assert_close
 from levelhead.actions import CategoricalHead, GaussianHead
 from levelhead.builders import build_policy
 from levelhead.collector import Collector
+from levelhead.config import MemoryConfig, PPOConfig
 from levelhead.envs import GymnasiumVecEnv, Step, TensorCartPole, make_gymnasium
 from levelhead.errors import ConfigError
+from levelhead.tree import tree_leaves
 from parts import HostReads, features_of
 from toys import (
     SMALL,
@@ -407,3 +409,59 @@ def test_a_mask_on_a_device_that_leaves_nothing_is_refused_after_the_rollout(mon
     with pytest.raises(ConfigError, match=r"action mask of environment 1 leaves nothing legal"):
         collector.collect(1)
     assert env.taken == 18
+
+
+class Cut:
+    """Ends rollouts where a plan says so."""
+
+    def __init__(self, *lengths):
+        self.lengths = lengths
+        self.finished = 0
+
+    def begin(self, iteration):
+        self.left = self.lengths[iteration]
+
+    def reached(self):
+        self.left -= 1
+        return self.left == 0
+
+    def finish(self):
+        self.finished += 1
+
+
+@every_mode
+@pytest.mark.parametrize("memory", [MemoryConfig(), MemoryConfig("lstm", 4)])
+def test_rollouts_that_are_cut_short_join_without_a_gap(mode, memory):
+    lengths, cut = (4, 7, 1, 6), Cut(4, 100, 1, 6)
+    policy = policy_for(counting_envs(mode), memory=memory)
+    long = Collector(counting_envs(mode), policy, sum(lengths), seed=1).collect(0)
+    collector = Collector(counting_envs(mode), policy, 7, seed=1, cutoff=cut)
+    names = ("observation", "reward", "terminated", "truncated", "valid", "value", "next_value")
+    pieces, episodes = [], []
+    for iteration, length in enumerate(lengths):
+        rollout = collector.collect(iteration)
+        episodes += collector.episodes()
+        assert not (rollout.valid | rollout.terminated | rollout.truncated)[length:].any()
+        assert rollout.log_prob.isfinite().all()
+        last = policy.value_head(rollout.last_features).squeeze(-1)
+        assert_close(last, rollout.value[-1])
+        pieces.append({name: getattr(rollout, name)[:length].clone() for name in names})
+    assert cut.finished == 1
+    for name in names:
+        joined, expected = torch.cat([piece[name] for piece in pieces]), getattr(long, name)
+        rows = slice(None) if name == "valid" else long.valid
+        assert_close(joined[rows], expected[rows], msg=name)
+    whole = Collector(counting_envs(mode), policy, sum(lengths), seed=1)
+    whole.collect(0)
+    assert [episode[1:] for episode in episodes] == [episode[1:] for episode in whole.episodes()]
+
+
+def test_chunks_that_were_not_played_begin_with_the_state_at_the_end():
+    policy = policy_for(counting_envs("SameStep"), memory=MemoryConfig("lstm", 4), ppo=PPOConfig(minibatches=1))
+    collector = Collector(counting_envs("SameStep"), policy, 8, seed=1, chunk=2, cutoff=Cut(3, 100))
+    states = [x.clone() for x in tree_leaves(collector.collect(0).state)]
+    for state in states:
+        assert not torch.equal(state[0], state[1])
+        assert torch.equal(state[2], state[3])
+    following = tree_leaves(collector.collect(1).state)
+    assert all(torch.equal(state[-1], later[0]) for state, later in zip(states, following, strict=True))

@@ -118,7 +118,7 @@ def test_the_limit_follows_its_schedule():
 ADAPTED = OptimizerConfig(learning_rate=constant(3e-3), kl_target=constant(1e-5))
 
 
-@pytest.mark.parametrize("limit", [None, 1e-4])
+@pytest.mark.parametrize("limit", [None, 2e-5])
 @pytest.mark.parametrize("check", ["minibatch", "epoch"])
 @pytest.mark.parametrize("critic", [JOINT, CriticConfig(epochs_after=1)], ids=["joint", "critic after"])
 @pytest.mark.parametrize("optimizer", [FAST, ADAPTED], ids=["fixed", "adapted"])

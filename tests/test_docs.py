@@ -3,6 +3,8 @@
 import re
 import runpy
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -42,6 +44,16 @@ def test_commands_in_the_documents_run(command, tmp_path, monkeypatch):
     with pytest.raises(SystemExit) as exit_:
         main([*shlex.split(command)[1:], "--total-steps", "8192"])
     assert exit_.value.code == 0
+
+
+@pytest.mark.parametrize("command", [line for line in commands() if line.startswith("torchrun")])
+def test_commands_for_several_ranks_in_the_documents_run(command, tmp_path):
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    done = subprocess.run(
+        [*launcher, *shlex.split(command)[1:], "--total-steps", "2048"], cwd=tmp_path, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    assert b"greedy return" in done.stdout
 
 
 def test_make_targets_in_the_documents_exist():

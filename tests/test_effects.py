@@ -48,6 +48,8 @@ CHANGES_THE_OUTCOME = {
     "network.activation": ("relu", {}),
     "network.normalize_observation": (True, {}),
     "network.image_encoder": ("impala", {"env_id": "Pixels-v0"}),
+    "network.precision": ("float64", {}),
+    "parallel.shards": (2, {}),
     "memory.kind": ("lstm", {}),
     "memory.size": (8, {"memory.kind": "gru"}),
     "memory.place": ("before", {"memory.kind": "gru", "network.shared": (8,)}),
@@ -103,6 +105,7 @@ CHANGES_THE_OUTCOME = {
 CHANGES_SOMETHING_ELSE = {
     *("device", "threads", "run_dir", "checkpoint_every", "imports"),
     *("env.workers", "env.timeout", "env.max_restarts"),  # tests/envs/test_processes.py
+    *("parallel.timeout", "parallel.cutoff"),  # tests/ranks
 }
 
 

@@ -26,6 +26,12 @@ def loss_of(policy, slopes):
     return sum(slopes[name] * p.sum() for name, group in policy.groups().items() for p in group)
 
 
+def step(optimizer, loss, groups, stopped=None):
+    """One step down a loss's gradient; what `follow` answers."""
+    optimizer.backward(loss)
+    return optimizer.follow(loss.detach(), groups, stopped)
+
+
 def gradients(optimizer):
     return {name: flat.gradient.clone() for name, flat in optimizer.flat.items()}
 
@@ -38,7 +44,7 @@ SLOPES = {"shared": 0.01, "actor": 1.0, "critic": 100.0}
 def test_a_global_clip_scales_all_groups_by_one_factor():
     policy = make_policy(shared=(8,))
     optimizer = optimizer_of(policy, max_grad_norm=0.5)
-    norms = optimizer.step(loss_of(policy, SLOPES), ALL)[1:]
+    norms = step(optimizer, loss_of(policy, SLOPES), ALL)[1:]
     got = gradients(optimizer)
     for norm, (name, flat) in zip(norms, optimizer.flat.items(), strict=True):
         assert norm.item() == pytest.approx(SLOPES[name] * flat.parameter.numel() ** 0.5, rel=1e-5)
@@ -53,7 +59,7 @@ def test_a_separate_clip_scales_each_by_its_own():
     limits = {"shared": 0.2, "actor": 0.3, "critic": 0.4}
     groups = {name: replace(GROUP, max_grad_norm=limit) for name, limit in limits.items()}
     optimizer = optimizer_of(policy, groups)
-    norms = optimizer.step(loss_of(policy, {**SLOPES, "shared": 1e-4}), ALL)[1:]
+    norms = step(optimizer, loss_of(policy, {**SLOPES, "shared": 1e-4}), ALL)[1:]
     assert norms[0] < 0.2
     got = gradients(optimizer)
     assert got["shared"].norm().item() == pytest.approx(norms[0].item(), rel=1e-5)  # short enough
@@ -66,14 +72,14 @@ def test_a_gradient_that_is_short_enough_or_0_stays(limit):
     for slope in (1e-4, 0.0):
         policy = make_policy()
         optimizer = optimizer_of(policy, max_grad_norm=limit)
-        optimizer.step(loss_of(policy, {"actor": slope, "critic": slope}), ("actor", "critic"))
+        step(optimizer, loss_of(policy, {"actor": slope, "critic": slope}), ("actor", "critic"))
         assert all((gradient == slope).all() for gradient in gradients(optimizer).values())
 
 
 def test_a_global_clip_is_that_of_the_groups_that_move():
     policy = make_policy()
     optimizer = optimizer_of(policy, max_grad_norm=0.5)
-    optimizer.step(loss_of(policy, {"actor": 1.0, "critic": 1e6}), ("actor",))
+    step(optimizer, loss_of(policy, {"actor": 1.0, "critic": 1e6}), ("actor",))
     assert optimizer.flat["actor"].gradient.norm().item() == pytest.approx(0.5, rel=1e-5)
 
 
@@ -85,7 +91,7 @@ def test_matrices_alone_decay(space):
     policy = make_policy(space, shared=(8,))
     torch.nn.init.ones_(policy.value_head.linear.bias)
     optimizer, before = optimizer_of(policy, weight_decay=0.5), snapshot(policy)
-    optimizer.step(loss_of(policy, dict.fromkeys(ALL, 0.0)), ALL)
+    step(optimizer, loss_of(policy, dict.fromkeys(ALL, 0.0)), ALL)
     for name, p in policy.named_parameters():
         factor = 1 - 0.5 * 1e-2 if p.ndim > 1 else 1.0
         assert_close(p.detach(), before[name] * factor, rtol=1e-6, atol=0)
@@ -105,7 +111,7 @@ def test_it_is_that_of_adamw(decay):
     for seed in range(4):
         generator = torch.Generator().manual_seed(seed)
         slopes = [0.01 * torch.randn(p.shape, generator=generator) for p in policy.parameters()]
-        optimizer.step(sum((s * p).sum() for s, p in zip(slopes, policy.parameters(), strict=True)), ALL)
+        step(optimizer, sum((s * p).sum() for s, p in zip(slopes, policy.parameters(), strict=True)), ALL)
         for p, slope in zip(reference.parameters(), slopes, strict=True):
             p.grad = slope
         theirs.step()
@@ -123,13 +129,13 @@ def test_decay_and_the_rewrite_of_the_value_layer_commute():
         outputs.append(head(x).detach())
 
         def decay(policy=policy, optimizer=optimizer):
-            optimizer.step(loss_of(policy, {"actor": 0.0, "critic": 0.0}), ("actor", "critic"))
+            step(optimizer, loss_of(policy, {"actor": 0.0, "critic": 0.0}), ("actor", "critic"))
 
         def rewrite(head=head):
             head.update(1e3 + 50 * torch.randn(40, generator=torch.Generator().manual_seed(3)))
 
-        for step in (decay, rewrite) if decay_first else (rewrite, decay):
-            step()
+        for change in (decay, rewrite) if decay_first else (rewrite, decay):
+            change()
         outputs.append(head(x).detach())
     assert_close(outputs[1], outputs[3], rtol=1e-4, atol=1e-3)
     assert (outputs[1] - outputs[0]).abs().max() > 0.1
@@ -156,12 +162,12 @@ def test_a_step_that_is_skipped_takes_no_weight_away():
     policy = make_policy()
     optimizer, before = optimizer_of(policy, weight_decay=0.5), snapshot(policy)
     slopes = {"actor": 1.0, "critic": 1.0}
-    optimizer.step(loss_of(policy, slopes), ("actor", "critic"), stopped=torch.tensor(1.0))
+    step(optimizer, loss_of(policy, slopes), ("actor", "critic"), stopped=torch.tensor(1.0))
     optimizer.begin(torch.tensor(False))
-    optimizer.step(loss_of(policy, slopes), ("actor", "critic"))
+    step(optimizer, loss_of(policy, slopes), ("actor", "critic"))
     assert same(before, snapshot(policy))
     optimizer.begin(torch.tensor(True))
-    optimizer.step(loss_of(policy, slopes), ("actor", "critic"), stopped=torch.tensor(0.0))
+    step(optimizer, loss_of(policy, slopes), ("actor", "critic"), stopped=torch.tensor(0.0))
     assert not same(before, snapshot(policy))
 
 
@@ -205,10 +211,10 @@ def test_groups_that_are_not_named_stay_with_their_moments(groups):
     policy = make_policy(shared=(8,))
     optimizer = optimizer_of(policy, weight_decay=0.1)
     slopes = dict.fromkeys(ALL, 1.0)
-    optimizer.step(loss_of(policy, slopes), ALL)
+    step(optimizer, loss_of(policy, slopes), ALL)
     flat = {name: part.parameter.detach().clone() for name, part in optimizer.flat.items()}
     moments = {name: x.clone() for name, x in optimizer.state_dict().items()}
-    optimizer.step(loss_of(policy, slopes), groups)
+    step(optimizer, loss_of(policy, slopes), groups)
     for name in ALL:
         assert torch.equal(flat[name], optimizer.flat[name].parameter) == (name not in groups), name
     for name, x in optimizer.state_dict().items():
@@ -219,9 +225,9 @@ def test_groups_that_are_not_named_stay_with_their_moments(groups):
 def test_a_gradient_left_by_one_step_is_not_in_the_next():
     policy, other = make_policy(), make_policy()
     optimizers = optimizer_of(policy), optimizer_of(other)
-    optimizers[0].step(loss_of(policy, {"actor": 5.0, "critic": 7.0}), ("actor",))
-    optimizers[0].step(loss_of(policy, {"actor": 0.0, "critic": 1e-3}), ("critic",))
-    optimizers[1].step(loss_of(other, {"actor": 0.0, "critic": 1e-3}), ("critic",))
+    step(optimizers[0], loss_of(policy, {"actor": 5.0, "critic": 7.0}), ("actor",))
+    step(optimizers[0], loss_of(policy, {"actor": 0.0, "critic": 1e-3}), ("critic",))
+    step(optimizers[1], loss_of(other, {"actor": 0.0, "critic": 1e-3}), ("critic",))
     assert torch.equal(optimizers[0].flat["critic"].parameter, optimizers[1].flat["critic"].parameter)
 
 
@@ -238,8 +244,8 @@ def test_a_gradient_that_is_not_finite_is_named_and_stops_all_that_follow(bad, c
     before = snapshot(policy)
     slope = (policy.groups()[where][0] - policy.groups()[where][0].detach()).sum()
     slope.register_hook(lambda gradient: gradient * bad)  # of a loss that is finite
-    optimizer.step(loss_of(policy, dict.fromkeys(ALL, 0.1)) + slope, ALL)
-    optimizer.step(loss_of(policy, dict.fromkeys(ALL, 0.1)), ("actor",))
+    step(optimizer, loss_of(policy, dict.fromkeys(ALL, 0.1)) + slope, ALL)
+    step(optimizer, loss_of(policy, dict.fromkeys(ALL, 0.1)), ("actor",))
     faults = {name for name, broken in optimizer.faults().items() if broken}
     assert faults == {f"{where} gradient"}
     assert same(before, snapshot(policy))
@@ -249,14 +255,14 @@ def test_a_fault_of_any_step_is_told_under_its_name_until_the_next_iteration():
     policy = make_policy()
     optimizer = optimizer_of(policy)
     optimizer.begin(torch.tensor(True))
-    optimizer.step(loss_of(policy, {"actor": 1.0, "critic": 1.0}), ("actor", "critic"))
+    step(optimizer, loss_of(policy, {"actor": 1.0, "critic": 1.0}), ("actor", "critic"))
     assert not any(optimizer.faults().values())
-    optimizer.step(loss_of(policy, {"actor": 1.0, "critic": 1.0}) * math.nan, ("critic",))
+    step(optimizer, loss_of(policy, {"actor": 1.0, "critic": 1.0}) * math.nan, ("critic",))
     assert {name for name, broken in optimizer.faults().items() if broken} == {"loss", "critic gradient"}
     before = snapshot(policy)
     optimizer.begin(torch.tensor(True))
     assert not any(optimizer.faults().values())
-    optimizer.step(loss_of(policy, {"actor": 1.0, "critic": 1.0}), ("actor", "critic"))
+    step(optimizer, loss_of(policy, {"actor": 1.0, "critic": 1.0}), ("actor", "critic"))
     assert not same(before, snapshot(policy))
 
 
@@ -267,7 +273,7 @@ def test_what_is_checked_beside_losses_blocks_steps_too():
     assert optimizer.check(("one", "two"), torch.tensor([1.0, 2.0]))
     assert not optimizer.check(("one", "two"), torch.tensor([1.0, math.nan]))
     assert not optimizer.check(("one", "two"), torch.tensor([1.0, 2.0]))
-    optimizer.step(loss_of(policy, {"actor": 1.0, "critic": 1.0}), ("actor", "critic"))
+    step(optimizer, loss_of(policy, {"actor": 1.0, "critic": 1.0}), ("actor", "critic"))
     assert {name for name, broken in optimizer.faults().items() if broken} == {"two"}
     assert same(before, snapshot(policy))
 

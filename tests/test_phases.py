@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from levelhead.config import CriticConfig, NetworkConfig, OptimizerConfig, PPOConfig
-from levelhead.phases import Epochs, Split, minibatches
+from levelhead.phases import Epochs, Order, Split, minibatches
 from levelhead.schedules import constant
 from parts import CHOICES, REALS, acted_on, configured_learner, learn, make_batch, make_policy
 from toys import Matching, make_trainer, same, snapshot
@@ -114,8 +114,8 @@ def test_they_come_before_the_actors_or_after(before):
     policy = make_policy(shared=(8,))
     critic = CriticConfig(epochs_before=int(before), epochs_after=int(not before))
     learner = configured_learner(policy, critic=critic)
-    order, step = [], learner.optimizer.step
-    learner.optimizer.step = lambda loss, groups, *rest: (order.append(len(groups)), step(loss, groups, *rest))[1]
+    order, follow = [], learner.optimizer.follow
+    learner.optimizer.follow = lambda loss, groups, *rest: (order.append(len(groups)), follow(loss, groups, *rest))[1]
     learn(learner, make_batch(policy, 12))
     assert order == [1] * 4 + [3] * 16 if before else [3] * 16 + [1] * 4
 
@@ -196,13 +196,36 @@ def test_the_metrics_of_an_iteration_do_not_reach_the_next(objective):
     assert second["train/value_loss"] < first["train/value_loss"] / 100
 
 
-@pytest.mark.parametrize(("columns", "count"), [(12, 4), (10, 3), (7, 7), (5, 4), (8, 1)])
-def test_weights_of_every_minibatch_sum_to_1_over_its_valid_rows(columns, count):
-    valid = torch.rand(3, columns, generator=torch.Generator().manual_seed(1)) < 0.6
+def order_of(shards, environments):
+    return Order([seeded(k) for k in range(shards)], seeded(shards), environments)
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize(("columns", "count", "shards"), [(12, 4, 1), (10, 3, 1), (7, 7, 1), (5, 4, 1), (12, 3, 2)])
+@pytest.mark.parametrize("chunks", [1, 2])
+def test_weights_of_every_minibatch_sum_to_1_over_its_valid_rows(columns, count, shards, chunks):
+    columns *= chunks
+    valid = torch.rand(3, columns, generator=seeded(1)) < 0.6
     seen = torch.zeros(columns)
-    for index, weight in zip(*minibatches(valid, count, torch.Generator().manual_seed(0)), strict=True):
+    for index, weight in zip(*minibatches(valid, count, order_of(shards, columns // chunks)), strict=True):
         rows = weight.view(3, len(index))
         assert weight.sum().item() == pytest.approx(1.0 if rows.any() else 0.0)
         assert ((rows > 0) <= valid[:, index]).all()
         seen.index_add_(0, index, (rows.sum(0) > 0).float())
     assert torch.equal(seen, valid.any(0).float())
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 6])
+def test_a_minibatch_is_an_equal_slice_of_each_shard_whatever_the_others_hold(count):
+    # Two chunks of three shards with three environments each.
+    valid, shards, size = torch.ones(2, 18, dtype=torch.bool), 3, 3
+    index, weight = minibatches(valid, count, order_of(shards, 9))
+    for k, part in enumerate(index.chunk(shards, 1)):
+        alone, _ = minibatches(torch.ones(2, 6, dtype=torch.bool), count, Order([seeded(k)], seeded(0), size))
+        own = part // 9 * size + part % 9 - k * size
+        counted = weight.view(count, 2, shards, -1)[:, 0, k] > 0
+        assert torch.equal(own[counted], alone[counted])
+        assert counted.sum() == 6  # all there are

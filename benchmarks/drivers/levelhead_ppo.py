@@ -19,6 +19,7 @@ from levelhead.trainer import Iteration, Trainer
 VARIANTS = {
     "sync": {"threads": 2},
     "torch": {"engine": "torch"},
+    "compile": {"engine": "compile"},
     "vector": {"threads": 2, "backend": "vector"},
     "envpool": {"threads": 2, "backend": "envpool"},
 }

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from levelhead.config import MemoryConfig as MemoryConfig
     from levelhead.config import NetworkConfig as NetworkConfig
     from levelhead.config import OptimizerConfig as OptimizerConfig
+    from levelhead.config import ParallelConfig as ParallelConfig
     from levelhead.config import PPOConfig as PPOConfig
     from levelhead.envs import GymnasiumVecEnv as GymnasiumVecEnv
     from levelhead.envs import MultiTaskVecEnv as MultiTaskVecEnv
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from levelhead.errors import CheckpointError as CheckpointError
     from levelhead.errors import ConfigError as ConfigError
     from levelhead.errors import LevelheadError as LevelheadError
+    from levelhead.errors import RankError as RankError
     from levelhead.errors import TrainingFault as TrainingFault
     from levelhead.evaluation import Report as Report
     from levelhead.losses import clip_surrogate as clip_surrogate
@@ -121,6 +123,7 @@ _HOME = {
         "NetworkConfig",
         "OptimizerConfig",
         "PPOConfig",
+        "ParallelConfig",
     ),
     "levelhead.envs": (
         "GymnasiumVecEnv",
@@ -132,7 +135,7 @@ _HOME = {
         "make_env",
         "make_gymnasium",
     ),
-    "levelhead.errors": ("CheckpointError", "ConfigError", "LevelheadError", "TrainingFault"),
+    "levelhead.errors": ("CheckpointError", "ConfigError", "LevelheadError", "RankError", "TrainingFault"),
     "levelhead.evaluation": ("Report",),
     "levelhead.losses": ("clip_surrogate",),
     "levelhead.networks": ("GRU", "LSTM", "ImpalaCNN", "Memory", "NatureCNN", "Network", "Policy", "Torso"),

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from levelhead.distributed import gathered, largest, total
 from levelhead.numerics import ROUNDING, standardize
 from levelhead.tree import restore
 
@@ -72,10 +73,11 @@ class RawAdvantage(AdvantageScaling):
 
 
 class StandardizedAdvantage(AdvantageScaling):
-    """Mean 0 and standard deviation 1 over each task's share of the rollout; all 0 where there is no spread."""
+    """Mean 0 and standard deviation 1 over each task's share of all ranks' rollouts; all 0 where there is no spread."""
 
     def _scaled(self, advantage: Tensor, share: Share) -> Tensor:
-        return standardize(advantage, share.mask, scale=torch.where(share.mask, share.target, 0.0).abs().max())
+        scale = largest(torch.where(share.mask, share.target, 0.0).abs().max())
+        return standardize(advantage, share.mask, scale, total)
 
 
 class HeadScaledAdvantage(AdvantageScaling):
@@ -111,7 +113,7 @@ class PercentileAdvantage(AdvantageScaling):
         self._retained = torch.ones(tasks, dtype=torch.float64, device=device)
 
     def _scaled(self, advantage: Tensor, share: Share) -> Tensor:
-        target = torch.where(share.mask, share.target, torch.nan).flatten()
+        target = gathered(torch.where(share.mask, share.target, torch.nan)).flatten()
         least, low, high, most = torch.nanquantile(target, self._marks.to(target.dtype)).unbind()
         inner, outer = _spread(low, high), _spread(least, most)
         width = torch.where(inner > 0, inner, outer)

@@ -1,22 +1,36 @@
 """The front door: train, resume, evaluate and load, from Python."""
 
+import hashlib
 import importlib
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from importlib.metadata import version
 from pathlib import Path
 from types import UnionType
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import torch
 from gymnasium.vector import VectorEnv
 from rich.console import Console
+from torch import Tensor
 
 from levelhead import checkpoint, rundir
 from levelhead.actions import ActionHead
-from levelhead.builders import build_policy, build_trainer
+from levelhead.builders import build_policy, build_trainer, place_shards
 from levelhead.config import Config, Device, ObjectiveKind, ValueKind, require_default
+from levelhead.distributed import (
+    Shards,
+    be_patient,
+    from_first,
+    is_first,
+    launch,
+    process_group,
+    ranks,
+    require_same,
+    restarted,
+)
 from levelhead.envs import Backend, GymnasiumVecEnv, VecEnv, Workers, choose_backend, make_env, task_names
 from levelhead.errors import CheckpointError, ConfigError
 from levelhead.evaluation import Report, run_episodes
@@ -25,6 +39,7 @@ from levelhead.networks import Network, Policy
 from levelhead.objectives import Objective
 from levelhead.presets import preset
 from levelhead.rundir import RunInfo
+from levelhead.serialize import flattened, to_json
 from levelhead.spaces import same_shapes
 from levelhead.threads import processors
 from levelhead.values import ValueHead
@@ -44,6 +59,26 @@ class Run:
     """Environment steps taken."""
     interrupted: bool
     """Whether a signal ended training early; everything was saved."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What was handed over as objects, which no config can rebuild."""
+
+    env: AnyEnv | None = None
+    network: Network | None = None
+    value: ValueHead | None = None
+    action_head: ActionHead | None = None
+    objective: Objective | None = None
+
+    @property
+    def by_name(self) -> dict[str, object]:
+        return {part.name: getattr(self, part.name) for part in fields(self)}
+
+    @property
+    def given(self) -> tuple[str, ...]:
+        """The names of those that there are."""
+        return tuple(name for name, part in self.by_name.items() if part is not None)
 
 
 def train(
@@ -88,43 +123,59 @@ def train(
     starts from generic defaults: pass `config=lh.preset("Pendulum-v1")` for others.
     """
     name = env if isinstance(env, str) else getattr(env, "__name__", type(env).__name__).strip("<>")
-    given = {
-        "total_steps": total_steps,
-        "seed": seed,
-        "value": value if isinstance(value, str) else None,
-        "objective": objective if isinstance(objective, str) else None,
-        "num_envs": env.num_envs if isinstance(env, VectorEnv | VecEnv) else num_envs,
-        "reward_scale": reward_scale,
-        "run_dir": None if run_dir is None else Path(run_dir),
-        "device": device,
-    }
-    start = config or (preset(name, objective) if isinstance(objective, str) else preset(name))
-    config = replace(start, env_id=name, **{k: v for k, v in given.items() if v is not None})
     _require_instance("value", value, str | ValueHead, "a name, or a ValueHead")
     _require_instance("network", network, Network, "a Network")
     _require_instance("action_head", action_head, ActionHead, "an ActionHead")
     _require_instance("objective", objective, str | Objective, "a name, or an Objective")
-    surrogate = objective if isinstance(objective, Objective) else None
-    head = value if isinstance(value, ValueHead) else None
-    parts = {
-        "env": None if isinstance(env, str) else env,
-        "network": network,
-        "value": head,
-        "action_head": action_head,
-        "objective": surrogate,
-    }
-    _require_consistent(env, config, num_envs)
-    _require_used(config, network, action_head, surrogate)
+    parts = Parts(
+        env=None if isinstance(env, str) else env,
+        network=network,
+        value=value if isinstance(value, ValueHead) else None,
+        action_head=action_head,
+        objective=objective if isinstance(objective, Objective) else None,
+    )
+    start = config or (preset(name, objective) if isinstance(objective, str) else preset(name))
+    with process_group():
+        given = {
+            "total_steps": total_steps,
+            "seed": seed,
+            "value": value if isinstance(value, str) else None,
+            "objective": objective if isinstance(objective, str) else None,
+            "num_envs": env.num_envs * ranks() if isinstance(env, VectorEnv | VecEnv) else num_envs,
+            "reward_scale": reward_scale,
+            "run_dir": None if run_dir is None else Path(run_dir),
+            "device": device,
+        }
+        config = replace(start, env_id=name, **{k: v for k, v in given.items() if v is not None})
+        _require_consistent(env, config, num_envs)
+        _require_used(config, network, action_head, parts.objective)
+        if ranks() == 1:
+            require_default("parallel", config.parallel, ("timeout", "cutoff"), "there is one process")
+        return _begin(config, env, parts, console)
+
+
+def _begin(config: Config, env: AnyEnv, parts: "Parts", console: Console | None) -> Run:
+    """A new run; or the one that the same `torchrun` call had begun before it lost a process."""
+    require_same(_common_ground(config))
+    be_patient(config.parallel.timeout)
+    before = from_first(lambda: rundir.of_launch(config, launch()) if restarted() else None)
+    if before is not None and from_first(lambda: bool(checkpoint.checkpoints(before))):
+        return _continue(before, None, parts, console)
     prepare(config)
     if isinstance(env, str) and config.backend == "auto" and not task_names(env):
         # What goes on elsewhere must go on with the same.
-        config = replace(config, backend=choose_backend(env, config.env.kwargs))
-    with _opened(env, config.num_envs, config.env.kwargs, config.backend, _workers(config)) as vec:
-        policy = build_policy(config, vec.observation_space, vec.action_space, network, head, vec.tasks, action_head)
-        trainer = build_trainer(config, vec, policy, surrogate)
-        custom = tuple(part for part, x in parts.items() if x is not None)
-        directory = rundir.create(config)
-        rundir.write_info(directory, RunInfo(config, vec.observation_space, vec.action_space, vec.tasks, custom))
+        config = replace(config, backend=from_first(lambda: choose_backend(env, config.env.kwargs)))
+    shards = place_shards(config)
+    config = replace(config, parallel=replace(config.parallel, shards=shards.count))
+    with _opened(env, config, shards) as vec:
+        policy = build_policy(
+            config, vec.observation_space, vec.action_space, parts.network, parts.value, vec.tasks, parts.action_head
+        )
+        trainer = build_trainer(config, vec, policy, parts.objective)
+        directory = before or from_first(lambda: rundir.create(config))
+        info = RunInfo(config, vec.observation_space, vec.action_space, vec.tasks, parts.given, launch())
+        if is_first():
+            rundir.write_info(directory, info)
         interrupted = run_loop(trainer, config, directory, lambda: _score(policy, env, config), console)
         return Run(directory, policy, config, trainer.step, interrupted)
 
@@ -155,28 +206,54 @@ def resume(
         ConfigError: no run there, an object is missing or needless, or nothing is left to do.
         CheckpointError: the checkpoint is missing or damaged.
     """
-    source = checkpoint.resolve(rundir.find(run))
-    directory = source.parent.parent
-    info = rundir.read_info(directory)
+    parts = Parts(env, network, value, action_head, objective)
+    with process_group():
+        return _continue(run, total_steps, parts, console)
+
+
+class _Saved(NamedTuple):
+    """What a run goes on from."""
+
+    source: Path
+    """The checkpoint."""
+    info: RunInfo
+    tensors: dict[str, dict[str, Tensor]]
+    state: dict[str, Any]
+
+
+def _continue(run: str | Path, total_steps: int | None, parts: "Parts", console: Console | None) -> Run:
+    def read() -> _Saved:
+        source = checkpoint.resolve(rundir.find(run))
+        info = rundir.read_info(source.parent.parent)
+        _require_parts(info, parts.by_name)
+        return _Saved(source, info, *checkpoint.load(source))
+
+    source, info, tensors, state = from_first(read)
+    directory, env = source.parent.parent, parts.env
     config = info.config if total_steps is None else replace(info.config, total_steps=total_steps)
-    parts = {"env": env, "network": network, "value": value, "action_head": action_head, "objective": objective}
-    _require_parts(info, parts)
-    tensors, state = checkpoint.load(source)
     if state["step"] >= config.total_steps:
         raise ConfigError(f"{source} has taken {state['step']} of {config.total_steps} steps: give more total steps")
+    require_same(_common_ground(config))
+    be_patient(config.parallel.timeout)
     prepare(config)
     environment = config.env_id if env is None else env
     _require_consistent(environment, config, config.num_envs)
-    with _opened(environment, config.num_envs, config.env.kwargs, config.backend, _workers(config)) as vec:
+    with _opened(environment, config, place_shards(config)) as vec:
         if vec.tasks != info.tasks:
             raise ConfigError(f"this run was made with tasks {info.tasks}; the environments play {vec.tasks}")
-        policy = build_policy(config, vec.observation_space, vec.action_space, network, value, vec.tasks, action_head)
-        trainer = build_trainer(config, vec, policy, objective)
+        policy = build_policy(
+            config, vec.observation_space, vec.action_space, parts.network, parts.value, vec.tasks, parts.action_head
+        )
+        trainer = build_trainer(config, vec, policy, parts.objective)
         with _damage_named(source):
             trainer.load_state_dict({**tensors, **state})
-        metrics_until(directory / rundir.METRICS, trainer.iteration)  # refuses a damaged file before anything changes
-        checkpoint.supersede(source)
-        rundir.write_info(directory, replace(info, config=config))
+
+        def supersede() -> None:
+            metrics_until(directory / rundir.METRICS, trainer.iteration)  # refuses damage before anything changes
+            checkpoint.supersede(source)
+            rundir.write_info(directory, replace(info, config=config, launch=launch()))
+
+        from_first(supersede)
         interrupted = run_loop(trainer, config, directory, lambda: _score(policy, environment, config), console)
         return Run(directory, policy, config, trainer.step, interrupted)
 
@@ -203,7 +280,7 @@ def evaluate(
     if env_kwargs and not isinstance(env, str):
         raise ConfigError("env_kwargs has nothing to act on: the environment is handed over as an object")
     _require_episodes("episodes", episodes, env)
-    with _opened(env, max(min(episodes, 8), len(task_names(env))), env_kwargs or {}) as vec:
+    with _made(env, max(min(episodes, 8), len(task_names(env))), env_kwargs or {}) as vec:
         if not same_shapes(vec.observation_space, policy.observation_space):
             raise ConfigError(f"{env} observes {vec.observation_space}, the policy {policy.observation_space}")
         if policy.action_space not in (None, vec.action_space):
@@ -266,6 +343,17 @@ def prepare(config: Config) -> None:
 # -- behind the door ---------------------------------------------------------------------------------------------
 
 
+def _common_ground(config: Config) -> dict[str, str]:
+    """What must be the same on all ranks."""
+    if ranks() == 1:
+        return {}
+    code = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("**/*.py")):
+        code.update(path.read_bytes())
+    versions = {f"the version of {name}": version(name) for name in ("torch", "gymnasium", "numpy")}
+    return {**flattened(to_json(config)), **versions, "levelhead's code": code.hexdigest()[:12]}
+
+
 def _score(policy: Policy, env: AnyEnv, config: Config) -> dict[str, float]:
     report = evaluate(policy, env, config.eval_episodes, config.seed, config.env.kwargs)
     by_task = {f"eval/mean_return/{name}": part.mean_return for name, part in report.by_task.items()}
@@ -273,24 +361,36 @@ def _score(policy: Policy, env: AnyEnv, config: Config) -> dict[str, float]:
 
 
 @contextmanager
-def _opened(
-    env: AnyEnv, num_envs: int, kwargs: dict[str, Any], backend: Backend = "sync", workers: Workers | None = None
+def _opened(env: AnyEnv, config: Config, shards: Shards) -> Generator[VecEnv]:
+    """This process's part of a run's environments; closed afterwards, unless they were handed over."""
+    here = config.num_envs * shards.here // shards.count
+    workers = Workers(config.env.workers, config.env.timeout, config.env.max_restarts)
+    with _made(env, here, config.env.kwargs, config.backend, workers, shards.here) as vec:
+        yield vec
+
+
+@contextmanager
+def _made(
+    env: AnyEnv,
+    num_envs: int,
+    kwargs: dict[str, Any],
+    backend: Backend = "sync",
+    workers: Workers | None = None,
+    shards: int = 1,
 ) -> Generator[VecEnv]:
     """The environments that `env` stands for; closed afterwards, unless they were handed over."""
+    if shards > 1 and isinstance(env, VecEnv | VectorEnv):
+        raise ConfigError(f"environments handed over are one shard, and each process is to have {shards}")
     if isinstance(env, VecEnv):
         yield env
     elif isinstance(env, VectorEnv):
         yield GymnasiumVecEnv(env)
     else:
-        vec = make_env(env, num_envs, kwargs, backend, workers)
+        vec = make_env(env, num_envs, kwargs, backend, workers, shards)
         try:
             yield vec
         finally:
             vec.close()
-
-
-def _workers(config: Config) -> Workers:
-    return Workers(config.env.workers, config.env.timeout, config.env.max_restarts)
 
 
 def _require_consistent(env: AnyEnv, config: Config, num_envs: int | None) -> None:
@@ -305,8 +405,8 @@ def _require_consistent(env: AnyEnv, config: Config, num_envs: int | None) -> No
     if config.env.kwargs:
         raise ConfigError("env.kwargs has nothing to act on: the environment is handed over as an object")
     if made:
-        if num_envs not in (None, env.num_envs):
-            raise ConfigError(f"num_envs is {num_envs}, and the environments handed over are {env.num_envs}")
+        if num_envs not in (None, env.num_envs * ranks()):
+            raise ConfigError(f"num_envs is {num_envs}, and the environments handed over are {env.num_envs * ranks()}")
         if config.eval_every:
             raise ConfigError("eval_every needs environments of its own: pass an id or a function")
 

@@ -85,13 +85,16 @@ class Auxiliary(Phase):
             parts = [
                 (batch, *part)
                 for batch, valid in rollouts
-                for part in zip(*minibatches(valid, self.split.minibatches, order), strict=True)
+                for part in zip(*minibatches(valid, self.split.minibatches, order, batch.advantage.dtype), strict=True)
             ]
-            for i in torch.randperm(len(parts), generator=order).tolist():
+            for i in torch.randperm(len(parts), generator=order.common).tolist():
                 batch, index, weight = parts[i]
                 terms = self._loss(batch.take(index), weight)
-                self.optimizer.step(terms.loss, self.groups)
-                self._means.add(terms.means)
+                self.optimizer.backward(terms.loss)
+                numbers = torch.cat((terms.loss.detach().unsqueeze(0), terms.means))
+                self.optimizer.total_(self.groups, numbers)
+                self.optimizer.follow(numbers[0], self.groups)
+                self._means.add(numbers[1:])
         return self._means.take()
 
     def _as_of_now(self, kept: _Kept) -> Batch:

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import os
 import shlex
 import shutil
 import sys
@@ -16,7 +17,8 @@ from rich.console import Console
 
 from levelhead import __version__, api, rundir
 from levelhead.config import Config, ObjectiveKind, TargetKind
-from levelhead.errors import CheckpointError, ConfigError, TrainingFault
+from levelhead.distributed import is_first, process_group
+from levelhead.errors import CheckpointError, ConfigError, RankError, TrainingFault
 from levelhead.evaluation import Report
 from levelhead.presets import PresetKind, preset
 from levelhead.schedules import Schedule, schedule
@@ -84,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         status = _dispatch(given, console)
     except (ConfigError, CheckpointError) as error:
         status = _complain(error, BAD_USAGE)
-    except TrainingFault as error:
+    except (TrainingFault, RankError) as error:
         status = _complain(error, FAULT)
     except KeyboardInterrupt:
         status = _complain("interrupted", INTERRUPTED)
@@ -99,12 +101,14 @@ def _warn(
     file: TextIO | None = None,  # noqa: ARG001
     line: str | None = None,  # noqa: ARG001
 ) -> None:
-    """A warning as a user wants to read it: where in the code it was given is of no interest."""
-    _say(Console(stderr=True), f"levelhead: warning: {message}")
+    """A warning as a user wants to read it: where in the code it was given is of no interest. Rank 0's will do."""
+    if os.environ.get("RANK", "0") == "0":
+        _say(Console(stderr=True), f"levelhead: warning: {message}")
 
 
 def _complain(error: object, status: int) -> int:
-    _say(Console(stderr=True), f"levelhead: {error}")
+    who = f"levelhead, rank {os.environ['RANK']}" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else "levelhead"
+    _say(Console(stderr=True), f"{who}: {error}")
     return status
 
 
@@ -149,15 +153,19 @@ def _train(arguments: list[str], console: Console) -> int:
     else:
         raise ConfigError("train needs an environment's id first: levelhead train CartPole-v1 [OPTIONS]")
     config = _parse(Config, "train", arguments, default)
-    return _finish(api.train(config.env_id, config=config, console=console), console)
+    with process_group():
+        return _finish(api.train(config.env_id, config=config, console=console), console)
 
 
 def _resume(options: ResumeOptions, console: Console) -> int:
-    return _finish(api.resume(options.run, total_steps=options.total_steps, console=console), console)
+    with process_group():
+        return _finish(api.resume(options.run, total_steps=options.total_steps, console=console), console)
 
 
 def _finish(run: api.Run, console: Console) -> int:
-    """Says where the run is, how good the policy is, and what to type next."""
+    """Says where the run is, how good the policy is, and what to type next; the first rank does, for all."""
+    if not is_first():
+        return INTERRUPTED if run.interrupted else DONE
     directory, levelhead = shlex.quote(str(run.directory)), _program("levelhead")
     _say(console, f"run directory  {run.directory}")
     if run.interrupted:

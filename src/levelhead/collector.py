@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from levelhead.acting import Actor
+from levelhead.distributed import WHOLE, Cutoff, Shards, gathered_values
 from levelhead.envs import VecEnv
 from levelhead.errors import ConfigError
 from levelhead.masks import require_legal
@@ -67,11 +68,15 @@ class _Played:
     """By step, the final observations where an episode was truncated."""
     remembered: list[State]
     """At the steps that are kept."""
+    steps: int
+    """So many were taken; the other rows repeat the last of these, and are not valid."""
 
 
 class Episode(NamedTuple):
     """One that has ended."""
 
+    step: int
+    """Of the rollout, in which it did."""
     task: int
     reward: float
     """The sum of its rewards, in the environment's units."""
@@ -89,6 +94,9 @@ class Collector:
         reward_scale: multiplies every reward that the learner sees; episode statistics stay in the environment's units.
         chunk: steps that are learned from in one piece; None for all.
         burn_in: steps before each chunk, but the first, at which the memory's state is kept.
+        shards: that the environments come in here, of equal size; their seeds and the noise of actions are drawn for
+            each by itself.
+        cutoff: ends rollouts early where other ranks have finished theirs; None where each is seen to its end.
         actor: chooses the policy's actions; `Actor` where not given. If its policy is another one, that is brought up
             to date whenever steps are to be taken, and may go on acting while the first one learns (`ahead`).
     """
@@ -103,8 +111,12 @@ class Collector:
         chunk: int | None = None,
         burn_in: int = 0,
         actor: Actor | None = None,
+        shards: Shards = WHOLE,
+        cutoff: Cutoff | None = None,
     ) -> None:
         self.env = env
+        self.shards = shards
+        self.cutoff = cutoff
         self.policy = policy
         self.actor = actor or Actor(policy, arrays=env.arrays)
         self._lags = self.actor.policy is not policy
@@ -138,7 +150,9 @@ class Collector:
     def reset(self, iteration: int) -> None:
         """Starts new episodes everywhere, seeded by the iteration they start in."""
         self.settle()
-        first = self.env.reset(derive(self.seed, Stream.ENVIRONMENT, iteration))
+        first = self.env.reset_shards(
+            [derive(self.seed, Stream.ENVIRONMENT, iteration, shard) for shard in self.shards.mine]
+        )
         self._write_observation(-1, first)
         self._begins.tensor[-1] = True
         if self.env.action_mask is not None:
@@ -199,10 +213,9 @@ class Collector:
     @torch.no_grad()
     def _play(self, iteration: int) -> "_Played":
         """The stepping loop."""
-        env, actor, head = self.env, self.actor, self.policy.action_head
+        env, actor = self.env, self.actor
         step_envs = env.step_arrays if actor.arrays else env.step
-        noise = head.noise((self.num_steps, env.num_envs), generator(self.seed, Stream.ACTION, iteration))
-        noise = tree_map(lambda x: x.to(self.policy.device), noise)
+        noise = self._noise(iteration)
         self._valid.tensor.fill_(True)
         finals: dict[int, Tree] = {}
         remembered: list[State] = []
@@ -210,7 +223,12 @@ class Collector:
         tree_map(lambda x: x[0].copy_(x[-1]), self._observation)
         self._begins.tensor[0] = self._begins.tensor[-1]
         actor.start(self._observation, self._begins.tensor, noise, self._state)
+        if self.cutoff is not None:
+            self.cutoff.begin(iteration)
         for t in range(self.num_steps):
+            if t and self.cutoff is not None and self.cutoff.reached():
+                steps = t
+                break
             if self._task is not None and env.task is not None:
                 self._task.write(t, env.task)
             if t in self._kept:
@@ -228,13 +246,33 @@ class Collector:
             # Whether a tensor holds any True is asked after the last step, so that the host need not wait at each.
             if step.final_observation is not None and (not actor.arrays or step.truncated.any()):
                 finals[t] = tree_map(lambda x: torch.as_tensor(x).clone(), step.final_observation)
+        else:
+            steps = self.num_steps
+            if self.cutoff is not None:
+                self.cutoff.finish()
+        self._repeat_last(steps)
+        remembered += [actor.state] * (len(self._kept) - len(remembered))
         self._require_legal()
         if self._task is not None:
             self._require_known(self._task.tensor)
         if finals:
             cut = self._truncated.tensor.any(1).tolist()
             finals = {t: observation for t, observation in finals.items() if cut[t]}
-        return _Played(finals, remembered)
+        return _Played(finals, remembered, steps)
+
+    def _repeat_last(self, steps: int) -> None:
+        """Fills rows beyond so many steps with what can do no harm: nothing ends in them, and they are not valid."""
+        if steps == self.num_steps:
+            return
+        assert self.actor.choices is not None
+        repeated = [self.actor.choices, tree_map(lambda rows: rows.tensor, self._mask) if self._mask else ()]
+        repeated += [() if self._task is None else self._task.tensor]
+        for x in tree_leaves((*repeated, self._reward.tensor)):
+            x[steps:] = x[steps - 1]
+        for x in tree_leaves((self._observation, self._begins.tensor)):  # which have a row more
+            x[steps + 1 :] = x[steps]
+        for rows in (self._terminated, self._truncated, self._valid):
+            rows.tensor[steps:] = False
 
     @torch.no_grad()
     def _value(self, played: "_Played") -> Rollout:
@@ -245,7 +283,8 @@ class Collector:
         # What follows an end, and is not valid, is still the old episode's: its final observation, seen once more.
         begins = self._begins.tensor[:-1].clone()
         begins[1:] &= valid[1:] | ~valid[:-1]
-        value, next_value, features, critics = self._values(self._state, begins, played.finals)
+        value, next_value, features, critics = self._values(self._state, begins[: played.steps], played.finals)
+        value, next_value = (_extended(x, self.num_steps) for x in (value, next_value))
         self._state = State(actor.state.shared, actor.state.actor, critics.pop().critic)
         remembered = [State(a.shared, a.actor, c.critic) for a, c in zip(played.remembered, critics, strict=True)]
         rollout = Rollout(
@@ -284,6 +323,15 @@ class Collector:
             log_prob=log_prob,
             ratio=(log_prob - rollout.log_prob).exp(),
         )
+
+    def _noise(self, iteration: int) -> Tree:
+        """What the rollout's actions are drawn with."""
+        shape = (self.num_steps, self.env.num_envs // self.shards.here)
+        drawn = [
+            self.policy.action_head.noise(shape, generator(self.seed, Stream.ACTION, iteration, shard))
+            for shard in self.shards.mine
+        ]
+        return tree_map(lambda *parts: torch.cat(parts, 1).to(self.policy.device), *drawn)
 
     def _write_observation(self, t: int, observation: Tree) -> None:
         try:
@@ -325,9 +373,11 @@ class Collector:
 
         A final observation is valued with what was remembered after its step, and leaves that as it was.
         """
-        steps, task = len(begins), None if self._task is None else self._task.tensor
+        steps = len(begins)
+        task = None if self._task is None else self._task.tensor[:steps]
+        kept = [min(t, steps) for t in self._kept]
         if self.policy.remembers:
-            stops = {0, steps, *self._kept, *(t + 1 for t in finals)}
+            stops = {0, steps, *kept, *(t + 1 for t in finals)}
         else:  # there is no order to keep
             stops = set(range(0, steps + 1, max(1, ROWS_AT_ONCE // self.env.num_envs)))
         # The row after the last is the last one's successor, whatever the next rollout makes of it.
@@ -349,7 +399,7 @@ class Collector:
             final, _ = self._critic_features(observation, before.get(t + 1, state), torch.zeros_like(begins[:1]))
             cut = pick(self._read_values(observation, final)[0], None if task is None else task[t])
             next_value[t] = torch.where(self._truncated.tensor[t], cut, next_value[t])
-        states = [before.get(t, state) for t in (*self._kept, steps)]
+        states = [before.get(t, state) for t in (*kept, steps)]
         return pick(values[:-1], task), next_value, last, states
 
     def _critic_features(self, observation: Tree, state: State, begins: Tensor) -> tuple[Tensor, State]:
@@ -368,7 +418,7 @@ class Collector:
         return values
 
     def episodes(self) -> list[Episode]:
-        """Those that ended in the latest rollout; to be called once for each."""
+        """Those that ended in the latest rollout, on all ranks, in order; to be called once for each."""
         reward, valid, terminated, truncated = (
             rows.tensor.cpu().numpy() for rows in (self._reward, self._valid, self._terminated, self._truncated)
         )
@@ -381,14 +431,14 @@ class Collector:
             self._length += valid[since : t + 1].sum(0)
             since = t + 1
             for i in np.flatnonzero(ended[t]):
-                found.append(Episode(int(task[t, i]), float(self._return[i]), int(self._length[i])))
+                found.append(Episode(t, int(task[t, i]), float(self._return[i]), int(self._length[i])))
             self._return[ended[t]] = 0.0
             self._length[ended[t]] = 0
-        return found
+        return sorted(itertools.chain(*gathered_values(found)), key=lambda episode: episode.step)
 
     def record(self, episodes: Iterable[Episode]) -> None:
         """Takes episodes into the statistics; not done where their rollout turns out to be broken."""
-        for task, reward, length in episodes:
+        for _, task, reward, length in episodes:
             self.returns[task].append(reward)
             self.lengths[task].append(length)
 
@@ -410,3 +460,8 @@ class Collector:
         for returns, lengths, r, n in zip(self.returns, self.lengths, state["returns"], state["lengths"], strict=True):
             returns.extend(r)
             lengths.extend(int(x) for x in n)
+
+
+def _extended(x: Tensor, steps: int) -> Tensor:
+    """`x` with its last row repeated up to so many."""
+    return x if len(x) == steps else torch.cat((x, x[-1:].expand(steps - len(x), *x.shape[1:])))

@@ -28,6 +28,7 @@ ObjectiveKind = Literal["clip", "kl", "trpo", "a2c", "vpg"]
 TargetKind = Literal["gae", "mc", "nstep", "vtrace"]
 AdvantageScale = Literal["rollout", "minibatch", "head", "percentile", "none"]
 Device = Literal["auto", "cpu", "cuda"]
+Precision = Literal["float32", "float64"]
 Distribution = Literal["gaussian", "tanh", "beta"]
 Bounds = Literal["clip", "rescale"]
 SigmaKind = Literal["fixed", "scheduled", "independent", "conditioned"]
@@ -91,6 +92,27 @@ class EnvConfig:
 
 
 @dataclass(frozen=True)
+class ParallelConfig:
+    """A run on several processes, which `torchrun` starts."""
+
+    shards: int = 0
+    """Equal parts that the environments come in, each with seeds of its own, and with an equal part of every minibatch.
+    Runs with as many are the same but for rounding, on however many processes. 0: one for each process."""
+    timeout: float = 600.0
+    """Seconds that processes wait for one that doesn't answer, an evaluation and writing a checkpoint included."""
+
+    cutoff: float = 1.0
+    """Share of the processes that must have finished their rollouts for the others to end theirs early; 1: never. What
+    was not played doesn't count; how far it was depends on the clock, and so does the outcome."""
+
+    def __post_init__(self) -> None:
+        coerce(self, "parallel.")
+        _require("parallel.cutoff", self.cutoff, 0 < self.cutoff <= 1, "above 0, and at most 1")
+        _require("parallel.shards", self.shards, self.shards >= 0, "0 or more")
+        _require("parallel.timeout", self.timeout, 0 < self.timeout < math.inf, "a positive number of seconds")
+
+
+@dataclass(frozen=True)
 class NetworkConfig:
     """The policy's network."""
 
@@ -106,6 +128,8 @@ class NetworkConfig:
     """Bring every real number of the observation to mean 0 and std 1, with running statistics."""
     image_encoder: ImageEncoder = "nature"
     """What reads images: bytes of at least 32 by 32. Actor and critic share it."""
+    precision: Precision = "float32"
+    """Of parameters and of what is computed with them; float64 is for finding out what rounding does."""
 
     def __post_init__(self) -> None:
         coerce(self, "network.")
@@ -386,7 +410,7 @@ class Config:
     credit: Credit = "to-go"
     """The rewards that count as an action's return: those of its whole episode, or those that follow it."""
     num_envs: int = 8
-    """Environments stepped side by side."""
+    """Environments stepped side by side, on all processes together."""
     num_steps: int = 128
     """Steps of each environment per rollout."""
     reward_scale: float = 1.0
@@ -427,6 +451,7 @@ class Config:
     imports: Annotated[tuple[str, ...], tyro.conf.arg(name="import")] = ()
     """Modules to import first: the way to register environments of your own."""
     env: EnvConfig = EnvConfig()
+    parallel: ParallelConfig = ParallelConfig()
     network: NetworkConfig = NetworkConfig()
     memory: MemoryConfig = MemoryConfig()
     action: ActionConfig = ActionConfig()
@@ -449,7 +474,12 @@ class Config:
         clip = self.clip_reward
         _require("clip_reward", clip, clip is None or 0 < clip < math.inf, "a positive number")
         rows = self.num_envs * self.num_steps
-        _require("ppo.minibatches", self.ppo.minibatches, self.ppo.minibatches <= rows, f"at most {rows}, one row each")
+        shards = max(self.parallel.shards, 1)
+        if self.num_envs % shards:
+            raise ConfigError(f"num_envs is {self.num_envs}; accepted: a multiple of the {shards} shards")
+        most = rows // shards
+        accepted = f"at most {most}, one row each" + (f" from each of {shards} shards" if shards > 1 else "")
+        _require("ppo.minibatches", self.ppo.minibatches, self.ppo.minibatches <= most, accepted)
         self._check_estimator()
         self._check_objective()
         self._check_auxiliary()

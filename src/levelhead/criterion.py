@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from levelhead.advantages import StandardizedAdvantage
+from levelhead.distributed import total
 from levelhead.losses import approximate_kl
 from levelhead.networks import Policy, State
 from levelhead.numerics import pick
@@ -123,8 +124,9 @@ class Criterion:
         return self._critic(features, batch, weight)
 
     def whole(self, batch: Batch, valid: Tensor) -> Terms:
-        """The actor's, over all valid rows of `[S, C]` at once."""
-        return self._actor_alone(batch.rows(), valid.flatten().float() / valid.sum().clamp(min=1))
+        """The actor's, over all valid rows of `[S, C]` at once: this rank's part of sums over all."""
+        weight = valid.flatten().to(batch.advantage.dtype) / total(valid.sum()).clamp(min=1)
+        return self._actor_alone(batch.rows(), weight)
 
     @torch.no_grad()
     def opinion(self, batch: Batch) -> Opinion:

@@ -13,5 +13,9 @@ class TrainingFault(LevelheadError):
     """Training stopped by itself; the message names the tensor, the iteration and the rank."""
 
 
+class RankError(LevelheadError):
+    """A process that others train with died or doesn't answer; the message names its rank where that can be known."""
+
+
 class CheckpointError(LevelheadError):
     """A checkpoint that is missing, damaged or made for something else."""

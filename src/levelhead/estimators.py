@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from levelhead.distributed import total
 from levelhead.returns import earlier_rewards, gae, mean_of_others, n_step, v_trace
 from levelhead.rollout import Rollout
 
@@ -52,7 +53,7 @@ class Estimator(ABC):
             case "value":
                 return advantage
             case "mean":
-                return target - mean_of_others(target, masks)
+                return target - mean_of_others(target, masks, total)
             case "none":
                 return target
 

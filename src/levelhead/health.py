@@ -1,9 +1,11 @@
 """What must be finite: checked on the device without waiting for it, named on the host once it is known."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
+
+from levelhead.distributed import everywhere, gathered_values
 
 
 class Health:
@@ -23,11 +25,29 @@ class Health:
 
     @property
     def ok(self) -> Tensor:
-        """0-d bool: whether all was finite."""
-        return ~torch.stack(tuple(self.flags.values())).any()
+        """0-d bool: whether all was finite, on all ranks."""
+        return everywhere(~torch.stack(tuple(self.flags.values())).any())
 
-    def diagnose(self) -> str | None:
-        """Names the tensor that broke first, by step and then in the order given, and where; waits for the device."""
+    def diagnose(self, when: str, suspects: Sequence[int]) -> str:
+        """Names what broke, where, and on which rank; all ranks must ask. There is something that broke.
+
+        Args:
+            when: it was.
+            suspects: ranks on which a loss or a gradient was not finite before it was summed.
+        """
+        found = gathered_values((self._broken_row(), self._broken_flag()))
+        for i, (row, _) in enumerate(found):
+            if row is not None:
+                return f"{row}, {when} on rank {i}"
+        first = next(iter(suspects), next((i for i, (_, flag) in enumerate(found) if flag is not None), 0))
+        return f"{found[first][1]}, {when} on rank {first}"
+
+    def _broken_flag(self) -> str | None:
+        broken = [name for name, flag in self.flags.items() if bool(flag)]
+        return f"non-finite {broken[0]}" if broken else None
+
+    def _broken_row(self) -> str | None:
+        """The tensor that broke first here, by step and then in the order given, and where; waits for the device."""
         broken = [name for name, flag in self.flags.items() if bool(flag)]
         first: tuple[int, str] | None = None
         for name in broken:
@@ -36,9 +56,7 @@ class Health:
                 happened = step + (name in self._later)
                 if first is None or happened < first[0]:
                     first = happened, f"non-finite {name} of environment {environment} at step {step} of the rollout"
-        if first is not None:
-            return first[1]
-        return f"non-finite {broken[0]}" if broken else None
+        return None if first is None else first[1]
 
 
 def _bad_rows(x: Tensor, valid: Tensor) -> Tensor:

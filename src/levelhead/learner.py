@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from levelhead.criterion import Criterion
+from levelhead.distributed import WHOLE, Shards, total
 from levelhead.divergence import KLControl
 from levelhead.objectives import Objective
 from levelhead.optimizer import Optimizer
-from levelhead.phases import Phase
+from levelhead.phases import Order, Phase
 from levelhead.rollout import Batch
 from levelhead.seeding import Stream, generator
 
@@ -33,6 +34,8 @@ class Learner:
         frozen_iterations: the number of these.
         seed: of the run.
         engine: what takes the gradient steps, and why, for people to read.
+        shards: of which a rollout's columns are, one after another.
+        environments: of all these together.
     """
 
     def __init__(
@@ -46,6 +49,8 @@ class Learner:
         frozen_iterations: int,
         seed: int,
         engine: str = "torch",
+        shards: Shards = WHOLE,
+        environments: int = 1,
     ) -> None:
         self.criterion = criterion
         self.optimizer = optimizer
@@ -56,6 +61,8 @@ class Learner:
         self.frozen_iterations = frozen_iterations
         self.seed = seed
         self.engine = engine
+        self.shards = shards
+        self.environments = environments
 
     @property
     def needs_kl(self) -> bool:
@@ -99,7 +106,7 @@ class Learner:
         batch = batch.only(valid)
         self.optimizer.begin(healthy)
         self.control.begin()
-        orders = (generator(self.seed, Stream.PERMUTATION, iteration, epoch) for epoch in itertools.count())
+        orders = (self._order(iteration, epoch) for epoch in itertools.count())
         refreshed = None if estimate is None else partial(refresh, estimate=estimate)
         metrics: dict[str, Tensor] = {}
         for phase in self.frozen if iteration < self.frozen_iterations else self.phases:
@@ -116,6 +123,11 @@ class Learner:
             "train/learning_rate": self.optimizer.learning_rates["actor"].tensor,
         }
 
+    def _order(self, iteration: int, epoch: int) -> Order:
+        common = generator(self.seed, Stream.PERMUTATION, iteration, epoch)
+        own = [generator(self.seed, Stream.PERMUTATION, iteration, epoch, shard) for shard in self.shards.mine]
+        return Order(own, common, self.environments)
+
     @torch.no_grad()
     def _adapt(self, batch: Batch, valid: Tensor) -> dict[str, Tensor]:
         """Tells the objective how far the policy has moved, if it wants to know."""
@@ -125,6 +137,7 @@ class Learner:
         kl = self.criterion.whole(batch, valid).kl
         if kl is None:
             return {}
+        kl = total(kl)
         return {"train/kl": kl, **objective.adapt(kl)}
 
     def forget(self) -> None:

@@ -15,6 +15,7 @@ from rich.console import Console
 from levelhead import checkpoint, rundir
 from levelhead.accelerate import NativeEpochs
 from levelhead.config import Config
+from levelhead.distributed import from_first, gathered_values, is_first, leave_word, ranks
 from levelhead.errors import TrainingFault
 from levelhead.oscillation import OscillationWatch
 from levelhead.threads import Threads
@@ -40,33 +41,22 @@ def run_loop(
     Raises:
         TrainingFault: something was not finite; the state from before is saved.
     """
-    writers: list[Writer] = [
-        JsonlWriter(directory / rundir.METRICS, trainer.iteration),
-        TensorBoardWriter(directory / "tb", trainer.step),
-    ]
-    if console is not None:
-        head, device = type(trainer.policy.value_head).__name__, trainer.policy.device
-        for line in (
-            f"{config.env_id}, {head}, {device}: {trainer.scale_promise}",
-            trainer.engines,
-            f"writing to {directory}",
-        ):
-            console.print(line, soft_wrap=True, highlight=False, markup=False)
-        writers.append(ConsoleWriter(config.total_steps, console))
+    writers = _writers(trainer, config, directory, console) if is_first() else []
     oscillation = OscillationWatch()
     threads = Threads(config.threads, partial(_use_threads, trainer))
     with _interruption() as interrupted:
         try:
             for iteration in trainer:
-                if _due(iteration, config.eval_every):
+                if _due(iteration, config.eval_every) and is_first():
                     iteration.metrics.update(score())
                 for writer in writers:
                     writer.write(iteration)
-                if message := oscillation(iteration.metrics, iteration.steps):
+                if (message := oscillation(iteration.metrics, iteration.steps)) and is_first():
                     warnings.warn(message, stacklevel=2)
-                if (found := threads.note(iteration.metrics["time/fps"])) and console is not None:
+                found = threads.note(iteration.metrics["time/fps"])
+                if found and console is not None and is_first():
                     console.print(found, highlight=False)
-                stop = interrupted.is_set()
+                stop = any(gathered_values(interrupted.is_set()))
                 if trainer.done or stop or _due(iteration, config.checkpoint_interval):
                     _save(trainer, directory)
                     trainer.restart_episodes()
@@ -78,6 +68,24 @@ def run_loop(
             for writer in writers:
                 writer.close()
     return not trainer.done
+
+
+def _writers(trainer: Trainer, config: Config, directory: Path, console: Console | None) -> list[Writer]:
+    writers: list[Writer] = [
+        JsonlWriter(directory / rundir.METRICS, trainer.iteration),
+        TensorBoardWriter(directory / "tb", trainer.step),
+    ]
+    if console is not None:
+        head, device = type(trainer.policy.value_head).__name__, trainer.policy.device
+        together = f" on {ranks()} ranks" if ranks() > 1 else ""
+        for line in (
+            f"{config.env_id}, {head}, {device}{together}: {trainer.scale_promise}",
+            trainer.engines,
+            f"writing to {directory}",
+        ):
+            console.print(line, soft_wrap=True, highlight=False, markup=False)
+        writers.append(ConsoleWriter(config.total_steps, console))
+    return writers
 
 
 def _use_threads(trainer: Trainer, count: int) -> None:
@@ -94,9 +102,12 @@ def _due(iteration: Iteration, every: int) -> bool:
 
 
 def _save(trainer: Trainer, directory: Path) -> Path:
+    """What all ranks have in common, written by the first."""
+    leave_word(f"saving after iteration {trainer.iteration}")
+    trainer.require_equal()
     state = trainer.state_dict()
     tensors = {name: state[name] for name in ("policy", "optimizer", "advantage", "rewards")}
-    return checkpoint.save(directory, trainer.step, tensors, {"progress": state["progress"]})
+    return from_first(lambda: checkpoint.save(directory, trainer.step, tensors, {"progress": state["progress"]}))
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from levelhead.distributed import rank, ranks, total_
 from levelhead.flat import AdamGroup, FlatAdam, clip_, flatten
 from levelhead.networks import Policy
 from levelhead.schedules import Coefficient, Schedule
@@ -85,6 +86,7 @@ class Optimizer:
             if settings.weight_decay
         }
         self._broken: dict[tuple[str, ...], Tensor] = {}
+        self._suspected = torch.zeros(ranks(), dtype=torch.bool, device=device)
 
     def advance(self, progress: float, iteration: int) -> None:
         """Moves learning rates to `progress`, the share of training done before this iteration, counted from 0."""
@@ -105,32 +107,48 @@ class Optimizer:
     def begin(self, healthy: Tensor) -> None:
         """Starts an iteration; where `healthy`, 0-d bool, is False, no step is taken in it."""
         self.blocked.copy_(~healthy)
+        self._suspected.zero_()
         for flags in self._broken.values():
             flags.zero_()
+
+    def suspects(self) -> list[int]:
+        """The ranks whose own part of a loss or a gradient was not finite since `begin`; known where there are several
+        ranks. Waits for the device."""
+        return self._suspected.nonzero().flatten().tolist()
 
     def names(self, groups: Sequence[str]) -> tuple[str, ...]:
         """Of what a step of these groups answers."""
         return ("train/loss", *(f"grad/{name}_norm" for name in groups))
 
-    def step(self, loss: Tensor, groups: tuple[str, ...], stopped: Tensor | None = None) -> Tensor:
-        """One step down the gradient of `loss`.
+    def backward(self, loss: Tensor) -> None:
+        """Puts the gradient of a loss into the flat tensors."""
+        for flat in self.flat.values():
+            flat.gradient.zero_()
+        loss.backward()
+
+    def total_(self, groups: tuple[str, ...], numbers: Tensor) -> None:
+        """Sums the flat gradients of groups over ranks, in place and in one collective; and numbers, of which the first
+        is the loss, along with them."""
+        if ranks() == 1:
+            return
+        gradients = [self.flat[name].gradient for name in groups]
+        broken = numbers.new_zeros(ranks())
+        broken[rank()] = ~torch.stack([numbers[0], *(gradient.sum() for gradient in gradients)]).isfinite().all()
+        total_([*gradients, numbers, broken])
+        self._suspected.logical_or_(broken > 0)
+
+    @torch.no_grad()
+    def follow(self, loss: Tensor, groups: tuple[str, ...], stopped: Tensor | None = None) -> Tensor:
+        """One step down the gradients that the flat tensors of these groups hold.
 
         Args:
-            loss: 0-d.
+            loss: 0-d, whose gradients they are.
             groups: those that move; the others stay as they are, moments included.
             stopped: 0-d float; where 1, nothing moves.
 
         Returns:
             The loss and the norms of the groups' gradients from before clipping, as one vector.
         """
-        for flat in self.flat.values():
-            flat.gradient.zero_()
-        loss.backward()
-        return self.follow(loss.detach(), groups, stopped)
-
-    @torch.no_grad()
-    def follow(self, loss: Tensor, groups: tuple[str, ...], stopped: Tensor | None = None) -> Tensor:
-        """As `step`, down the gradients of `loss` that the flat tensors of these groups hold already."""
         checked = torch.stack((loss, *self._clip(groups)))
         self.check(("loss", *(f"{name} gradient" for name in groups)), checked)
         self._skip.copy_(self.blocked if stopped is None else torch.maximum(self.blocked, stopped))

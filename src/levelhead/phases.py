@@ -2,7 +2,7 @@
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,14 +10,28 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from levelhead.criterion import Loss, Terms
+from levelhead.distributed import total
 from levelhead.divergence import KLControl
 from levelhead.metrics import RunningMean
 from levelhead.optimizer import Optimizer
 from levelhead.rollout import Batch
 from levelhead.tree import restore
 
-Orders = Iterator[torch.Generator]
-"""Of permutations, one for each epoch."""
+
+@dataclass(frozen=True)
+class Order:
+    """Where an epoch's permutations come from."""
+
+    shards: Sequence[torch.Generator]
+    """One for each shard of this process: its environments are split into minibatches by themselves."""
+    common: torch.Generator
+    """The same on all ranks."""
+    environments: int
+    """Of all shards together; columns are in their order, again and again."""
+
+
+Orders = Iterator[Order]
+"""One for each epoch."""
 Refresh = Callable[[Batch], Batch]
 """The same batch, with advantages and targets for policy and critic as they are by now."""
 
@@ -92,7 +106,8 @@ class Epochs(Phase):
         for order in list(itertools.islice(orders, self.split.epochs)):  # all of them, wherever the steps end
             if refresh is not None:
                 batch = refresh(batch)
-            for index, weight in zip(*minibatches(valid, self.split.minibatches, order), strict=True):
+            split = minibatches(valid, self.split.minibatches, order, batch.advantage.dtype)
+            for index, weight in zip(*split, strict=True):
                 self._learn(batch, index, weight)
                 if self._over:
                     break
@@ -104,22 +119,31 @@ class Epochs(Phase):
 
     def _learn(self, batch: Batch, index: Tensor, weight: Tensor) -> None:
         """One gradient step on the columns that `index` names."""
-        self._move(self.loss.of(batch.take(index), weight))
+        self._move(self._differentiated(self.loss.of(batch.take(index), weight)))
+
+    def _differentiated(self, terms: Terms) -> Terms:
+        """The terms over all ranks, whose gradient is with the parameters then."""
+        self.optimizer.backward(terms.loss)
+        return self._total(terms)
+
+    def _total(self, terms: Terms) -> Terms:
+        """The terms over all ranks, and the gradients that are with the parameters too."""
+        kl = () if terms.kl is None else (terms.kl.detach().unsqueeze(0),)
+        numbers = torch.cat((terms.loss.detach().unsqueeze(0), terms.means, *kl))
+        self.optimizer.total_(self.groups, numbers)
+        return Terms(numbers[0], numbers[1 : 1 + len(terms.means)], numbers[-1] if kl else None)
 
     def _move(self, terms: Terms) -> None:
+        """One step along the gradient that is with the parameters."""
         control = self.control
         if control is None or terms.kl is None:
-            self._means.add(torch.cat((terms.means, self._descend(terms.loss))))
+            checked = self.optimizer.follow(terms.loss, self.groups)
+            self._means.add(torch.cat((terms.means, checked)))
             return
-        kl = terms.kl.detach()
-        control.watch(kl)
-        self.optimizer.adapt(control.rate(kl, self.optimizer.learning_rates["actor"].tensor))
-        checked = self._descend(terms.loss, control.stopped)
+        control.watch(terms.kl)
+        self.optimizer.adapt(control.rate(terms.kl, self.optimizer.learning_rates["actor"].tensor))
+        checked = self.optimizer.follow(terms.loss, self.groups, control.stopped)
         self._means.add(torch.cat((terms.means, checked)), 1 - control.stopped)
-
-    def _descend(self, loss: Tensor, stopped: Tensor | None = None) -> Tensor:
-        """One step down the gradient of a minibatch's loss, as `Optimizer.step` takes it."""
-        return self.optimizer.step(loss, self.groups, stopped)
 
     @property
     def _over(self) -> bool:
@@ -128,26 +152,35 @@ class Epochs(Phase):
         return stopped is not None and stopped.device.type == "cpu" and bool(stopped)
 
 
-def minibatches(valid: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def minibatches(valid: Tensor, count: int, order: Order, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
     """Indices of columns, and the weights of their rows in the mean; every column once, in minibatches of one size.
 
-    Where the columns don't divide evenly, some minibatches end with a filler that weighs nothing.
+    A minibatch is made of an equal slice from each shard, here and on other ranks: its weights add up to 1 over all of
+    them. Where a shard's columns don't divide evenly, some of its slices end with a filler that weighs nothing.
 
     Args:
         valid: `[S, C]` bool.
         count: of minibatches.
-        generator: on the CPU, for the permutation.
+        order: of the permutations; its generators are on the CPU.
+        dtype: of the weights.
 
     Returns:
         `[count, size]` int64 and `[count, S * size]`, a row for each minibatch.
     """
-    columns = valid.shape[1]
-    size = -(-columns // count)
-    full = columns - count * (size - 1)
-    order = torch.randperm(columns, generator=generator)
-    whole, short = order[: full * size].view(full, size), order[full * size :].view(count - full, size - 1)
-    index = torch.cat((whole, pad(short, (0, 1)))).to(valid.device)
-    weight = valid[:, index].float()
-    weight[:, full:, -1] = 0.0
-    weight = weight / weight.sum((0, 2), keepdim=True).clamp(min=1.0)
+    columns = torch.arange(valid.shape[1])
+    if (shards := len(order.shards)) > 1:
+        # The shards' environments side by side, once for each chunk.
+        columns = columns.view(-1, shards, order.environments // shards).transpose(0, 1)
+    columns = columns.reshape(shards, -1)
+    size = -(-columns.shape[1] // count)
+    full = columns.shape[1] - count * (size - 1)
+    slices: list[Tensor] = []
+    for own, generator in zip(columns, order.shards, strict=True):
+        mixed = own[torch.randperm(len(own), generator=generator)]
+        whole, short = mixed[: full * size].view(full, size), mixed[full * size :].view(count - full, size - 1)
+        slices.append(torch.cat((whole, pad(short, (0, 1)))))
+    index = torch.cat(slices, 1).to(valid.device)
+    weight = valid[:, index].to(dtype)
+    weight[:, full:, size - 1 :: size] = 0.0
+    weight = weight / total(weight.sum((0, 2))).clamp(min=1.0).view(-1, 1)
     return index, weight.transpose(0, 1).flatten(1)

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from levelhead.numerics import Reduce, local
+
 
 def gae(
     reward: Tensor,
@@ -161,7 +163,7 @@ def earlier_rewards(reward: Tensor, ended: Tensor, valid: Tensor) -> Tensor:
     return accumulated(before, ended, 1.0, torch.zeros_like(before[0]))
 
 
-def mean_of_others(x: Tensor, masks: Sequence[Tensor]) -> Tensor:
+def mean_of_others(x: Tensor, masks: Sequence[Tensor], reduce: Reduce = local) -> Tensor:
     """For every sample the mean of its task's in all *other* environments, `[T, N]`; 0 where there are none.
 
     A mean over all samples would hold the sample's own, and a baseline that depends on the action biases the gradient.
@@ -169,12 +171,13 @@ def mean_of_others(x: Tensor, masks: Sequence[Tensor]) -> Tensor:
     Args:
         x: `[T, N]`.
         masks: per task, bool `[T, N]`: its valid samples.
+        reduce: sums over ranks, whose environments are others too.
     """
     mean = torch.zeros_like(x)
     for mask in masks:
         sums, counts = torch.where(mask, x, 0.0).sum(0), mask.sum(0)
-        others = counts.sum() - counts
-        mean = torch.where(mask, (sums.sum() - sums) / others.clamp(min=1), mean)
+        others = reduce(counts.sum()) - counts
+        mean = torch.where(mask, (reduce(sums.sum()) - sums) / others.clamp(min=1), mean)
     return mean
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from levelhead.distributed import total
 from levelhead.numerics import Moments, moments
 from levelhead.returns import accumulated
 from levelhead.rollout import Rollout
@@ -15,8 +16,9 @@ from levelhead.tree import restore
 class RewardTransform:
     """Divides rewards by the running standard deviation of the discounted return, and clips them.
 
-    The discounted return here is that of the rewards *so far* in an episode, over all environments. Its statistics take
-    in a rollout before that is divided by them. Multiplying every reward by the same number changes nothing.
+    The discounted return here is that of the rewards *so far* in an episode, over all environments of all ranks. Its
+    statistics take in a rollout before that is divided by them. Multiplying every reward by the same number changes
+    nothing.
 
     Args:
         num_envs: N.
@@ -40,7 +42,8 @@ class RewardTransform:
         self.gamma = gamma
         self.normalize = normalize
         self.clip = clip
-        self._return = torch.zeros(num_envs, dtype=torch.float64, device=device)
+        self.returns = torch.zeros(num_envs, dtype=torch.float64, device=device)
+        """Of the episodes under way, so far."""
         self._moments = torch.zeros(3, dtype=torch.float64, device=device)
 
     def __call__(self, rollout: Rollout) -> Rollout:
@@ -55,20 +58,20 @@ class RewardTransform:
     def _std(self, rollout: Rollout, reward: Tensor) -> Tensor:
         """0-d, this rollout included; 1 as long as all returns are alike."""
         ended = rollout.terminated | rollout.truncated
-        returns = accumulated(reward, ended, self.gamma, self._return)
-        self._return.copy_(torch.where(ended[-1], 0.0, returns[-1]))
-        new = moments(returns.reshape(-1, 1), rollout.valid.reshape(-1, 1))
+        returns = accumulated(reward, ended, self.gamma, self.returns)
+        self.returns.copy_(torch.where(ended[-1], 0.0, returns[-1]))
+        new = moments(returns.reshape(-1, 1), rollout.valid.reshape(-1, 1), total)
         weight, mean, var = Moments(*self._moments.unbind()).merged(Moments(*(x.squeeze(0) for x in new)))
         self._moments.copy_(torch.stack((weight, mean, var)))
         return torch.where(var > 0, var.sqrt(), 1.0)
 
     def reset(self) -> None:
         """New episodes begin everywhere."""
-        self._return.zero_()
+        self.returns.zero_()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What has been seen so far."""
-        return {"return": self._return, "moments": self._moments}
+        """What has been seen so far; episodes begin anew where a run goes on from it."""
+        return {"moments": self._moments}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         restore(self.state_dict(), state, type(self).__name__)

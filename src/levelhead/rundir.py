@@ -33,6 +33,8 @@ class RunInfo:
     custom: tuple[str, ...]
     """Parts that were handed over as objects, which no config can rebuild: some of `env`, `network`, `value`,
     `action_head`, `objective`."""
+    launch: str | None = None
+    """What `torchrun` call the run was started by."""
 
 
 def create(config: Config) -> Path:
@@ -65,6 +67,19 @@ def _create(config: Config) -> Path:
     raise ConfigError(f"no free name for a run in {parent}")
 
 
+def of_launch(config: Config, launch: str | None) -> Path | None:
+    """The run directory that an earlier attempt of the same `torchrun` call has begun; None where there is none."""
+    parent = ROOT / config.env_id.replace("/", "_")
+    candidates = sorted(parent.glob(f"*/{CONFIG}")) if config.run_dir is None else [config.run_dir / CONFIG]
+    for path in reversed(candidates):
+        try:
+            if launch is not None and json.loads(path.read_text())["launch"] == launch:
+                return path.parent
+        except (OSError, ValueError, KeyError, TypeError):  # none of ours
+            continue
+    return None
+
+
 def write_info(directory: Path, info: RunInfo) -> None:
     """Writes `config.json`, with the versions that the run was made with."""
     document = {
@@ -73,6 +88,7 @@ def write_info(directory: Path, info: RunInfo) -> None:
         "action_space": spaces.to_json(info.action_space),
         "tasks": list(info.tasks),
         "custom": list(info.custom),
+        "launch": info.launch,
         "versions": {
             "python": platform.python_version(),
             **{name: version(name) for name in ("levelhead", "torch", "gymnasium", "numpy")},
@@ -99,6 +115,7 @@ def read_info(directory: Path) -> RunInfo:
             spaces.from_json(document["action_space"]),
             tuple(document["tasks"]),
             tuple(document["custom"]),
+            document.get("launch"),
         )
     except OSError as error:
         raise ConfigError(f"{directory} is not a run directory: {CONFIG} cannot be read ({error.strerror})") from error

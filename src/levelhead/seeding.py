@@ -15,6 +15,7 @@ class Stream(IntEnum):
     PERMUTATION = 3
     EVALUATION = 4
     TASK = 5
+    SHARD = 6
 
 
 def derive(seed: int, stream: Stream, *place: int) -> int:

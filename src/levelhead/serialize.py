@@ -3,7 +3,9 @@
 import dataclasses
 import difflib
 import functools
+import json
 import types
+from collections.abc import Mapping
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
@@ -32,6 +34,17 @@ def from_json(kind: type[T], data: Any, name: str = "config") -> T:
         ConfigError: an unknown name (the nearest known one is named) or a value of the wrong type.
     """
     return cast("T", _read(kind, data, name))
+
+
+def flattened(document: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """JSON objects within objects as one, values as text under dotted names."""
+    flat: dict[str, str] = {}
+    for name, value in document.items():
+        if isinstance(value, Mapping):
+            flat |= flattened(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = json.dumps(value)
+    return flat
 
 
 def coerce(config: Any, prefix: str = "") -> None:

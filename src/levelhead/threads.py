@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 
 def processors() -> int:
-    """How many this process may use."""
-    return len(os.sched_getaffinity(0))
+    """How many this process may use: where `torchrun` has started several on this machine, its share of them."""
+    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 class Threads:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from levelhead.advantages import AdvantageScaling
 from levelhead.collector import Collector
-from levelhead.errors import TrainingFault
+from levelhead.distributed import copy_from_first, digest, gathered_values, largest, leave_word, ranks, total
+from levelhead.errors import RankError, TrainingFault
 from levelhead.estimators import Estimator
 from levelhead.health import Health
 from levelhead.learner import Learner
@@ -83,6 +84,7 @@ class Trainer:
         self.settings = settings
         self.iteration = 0
         self.step = 0
+        copy_from_first(self._common())
 
     def __iter__(self) -> Iterator[Iteration]:
         return self
@@ -119,26 +121,28 @@ class Trainer:
         self.learner.advance(progress, self.iteration)
         if self.settings.beta is not None:
             self.policy.value_head.beta = self.settings.beta(progress)
+        leave_word(f"collecting iteration {self.iteration + 1}")
         rollout = self.collector.collect(self.iteration)
+        leave_word(f"learning in iteration {self.iteration + 1}")
         episodes = self.collector.episodes()
         collected = time.perf_counter()
-        if self.settings.overlap and self.step + int(rollout.valid.sum()) < self.settings.total_steps:
+        steps = total(rollout.valid.sum())
+        if self.settings.overlap and self.step + int(steps) < self.settings.total_steps:
             self.collector.ahead(self.iteration + 1)
 
-        before = [x.clone() for x in self._tensors()]
+        changing = [*self._common(), *(() if self.rewards is None else (self.rewards.returns,))]
+        before = [x.clone() for x in changing]
         health, metrics = self._learn(rollout)
-        values = to_host({"broken": ~health.ok, "steps": rollout.valid.sum(), **metrics})
+        values = to_host({"broken": ~health.ok, "steps": steps, **metrics})
         finished = time.perf_counter()
 
         if values.pop("broken"):
-            for now, then in zip(self._tensors(), before, strict=True):
+            fault = health.diagnose(f"in iteration {self.iteration + 1}", self.learner.optimizer.suspects())
+            for now, then in zip(changing, before, strict=True):
                 now.copy_(then)
             self.learner.forget()
             self.collector.settle()
-            raise TrainingFault(
-                f"{health.diagnose()}, in iteration {self.iteration + 1} on rank 0;"
-                " stopped before the optimiser step that would have used it"
-            )
+            raise TrainingFault(f"{fault}; stopped before the optimiser step that would have used it")
         self.collector.record(episodes)
         taken = int(values.pop("steps"))
         self.step += taken
@@ -163,11 +167,11 @@ class Trainer:
             rollout = self.rewards(given)
         advantage, target = self.estimator(rollout, masks)
         health = _health(given, advantage)
-        healthy = health.ok
+        healthy = health.ok  # on all ranks
 
         had_scale = head.scaled.clone()
         next_z = head.normalize(rollout.next_value, task=rollout.task)
-        known = head.observe(target, task=rollout.task, mask=valid & healthy).all()
+        known = head.observe(target, task=rollout.task, mask=valid & healthy, reduce=total).all()
         health.flags["target"] = ~known.to(valid.device)
         y = head.normalize(target, task=rollout.task)
         metrics = {
@@ -207,7 +211,7 @@ class Trainer:
             metrics |= self.learner.learn(batch, columns(valid), healthy, self.iteration, anew)
         health.flags.update(self.learner.faults())
 
-        self.policy.reader.update(rollout.observation, valid, apply=health.ok)
+        self.policy.reader.update(rollout.observation, valid, health.ok, total)
         return health, metrics
 
     def _next_value(self, rollout: Rollout, z: Tensor, had_scale: Tensor) -> Tensor:
@@ -259,7 +263,7 @@ class Trainer:
             task = rollout.task[-1]
             std, had_scale = std[task], had_scale[task]
         error = (pick(head(rollout.last_features), task) - rollout.value[-1]).abs() / std
-        worst = torch.where(had_scale, error, -1.0).max()
+        worst = largest(torch.where(had_scale, error, -1.0).max())
         return torch.where(worst >= 0, worst, torch.nan)
 
     def _task_metrics(
@@ -270,19 +274,30 @@ class Trainer:
         metrics = {
             "value/mean": head.mean[task],
             "value/std": head.std[task],
-            "train/explained_variance": explained_variance(rollout.value, target, mask),
+            "train/explained_variance": explained_variance(rollout.value, target, mask, total),
             **_moments_of("value/target_", target, mask),
             **_moments_of("advantage/", advantage, mask),
         }
         if math.isfinite(head.limit):
-            metrics["value/outside_support"] = (mask & (y.abs() > head.limit)).sum() / mask.sum()
+            metrics["value/outside_support"] = total((mask & (y.abs() > head.limit)).sum()) / total(mask.sum())
         tasks = self.collector.env.tasks
         return {f"{name}/{tasks[task]}": value for name, value in metrics.items()} if tasks else metrics
 
-    def _tensors(self) -> list[Tensor]:
-        """All that learning changes."""
+    def _common(self) -> list[Tensor]:
+        """All that learning changes, and that is the same on all ranks."""
         parts = (self.policy, self.learner, self.advantage, *(() if self.rewards is None else (self.rewards,)))
         return [x for part in parts for x in part.state_dict().values()]
+
+    def require_equal(self) -> None:
+        """Makes sure that all ranks have come to the same, bit for bit; they all must ask.
+
+        Raises:
+            RankError: it names the ranks that have not.
+        """
+        hashes = gathered_values(digest(self._common()) if ranks() > 1 else "")
+        others = [i for i, other in enumerate(hashes) if other != hashes[0]]
+        if others:
+            raise RankError(f"after iteration {self.iteration} what ranks {others} have learned differs from rank 0's")
 
     def state_dict(self) -> dict[str, Any]:
         """Whatever changes during training, as tensors and JSON values."""
@@ -336,6 +351,6 @@ def _health(rollout: Rollout, advantage: Tensor) -> Health:
 
 
 def _moments_of(prefix: str, x: Tensor, valid: Tensor) -> dict[str, Tensor]:
-    weight, mean, var = moments(x.reshape(-1, 1), valid.reshape(-1, 1))
+    weight, mean, var = moments(x.reshape(-1, 1), valid.reshape(-1, 1), total)
     values = {"mean": mean[0], "std": var[0].sqrt()}
     return {f"{prefix}{name}": torch.where(weight[0] > 0, x, torch.nan) for name, x in values.items()}

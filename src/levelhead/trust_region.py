@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from levelhead.criterion import Criterion, Terms
+from levelhead.distributed import total
+from levelhead.numerics import Reduce, local
 from levelhead.objectives import LineSearch, TrustRegionObjective
 from levelhead.optimizer import ACTING, Optimizer
 from levelhead.phases import Orders, Phase, Refresh
@@ -50,19 +52,19 @@ class TrustRegion(Phase):
         with _twice_differentiable():
             before = self.criterion.whole(batch, valid)
             slopes = torch.autograd.grad(before.loss, self.parameters, retain_graph=True, materialize_grads=True)
-            gradient = _flat(slopes)
-            product = fisher_product(_kl(before), self.parameters, search.damping)
+            gradient = total(_flat(slopes))
+            product = fisher_product(_kl(before), self.parameters, search.damping, total)
             direction = conjugate_gradient(product, -gradient, search.iterations)
             curvature = direction @ product(direction)
+        loss, means = total(before.loss), total(before.means)
         healthy = self.optimizer.check(
-            ("loss", "policy gradient", "natural gradient"),
-            torch.stack((before.loss.detach(), gradient.sum(), direction.sum())),
+            ("loss", "policy gradient", "natural gradient"), torch.stack((loss, gradient.sum(), direction.sum()))
         )
         bound = self.objective.max_kl.tensor
         longest = torch.where(curvature > 0, (2 * bound / curvature).sqrt(), 0.0) * direction
         measure = partial(self.criterion.whole, batch, valid)
-        fraction, kl = self._search(search, longest, before.loss.detach(), measure, healthy)
-        metrics = zip(self.criterion.actor.names, before.means.unbind(), strict=True)
+        fraction, kl = self._search(search, longest, loss, measure, healthy)
+        metrics = zip(self.criterion.actor.names, means.unbind(), strict=True)
         steps = (longest.norm() * fraction, fraction, kl)
         return {**dict(metrics), **dict(zip(self.NAMES, steps, strict=True)), "grad/actor_norm": gradient.norm()}
 
@@ -79,8 +81,8 @@ class TrustRegion(Phase):
             share = search.shrink**trial
             self._move(start, share * longest)
             now = measure()
-            kl = _kl(now)
-            good = healthy & (kl <= bound) & (now.loss < loss) & (fraction == 0)
+            reached, kl = total(torch.stack((now.loss, _kl(now)))).unbind()
+            good = healthy & (kl <= bound) & (reached < loss) & (fraction == 0)
             fraction, divergence = torch.where(good, share, fraction), torch.where(good, kl, divergence)
             if fraction.device.type == "cpu" and bool(fraction):  # no waiting for a device
                 break
@@ -93,7 +95,9 @@ class TrustRegion(Phase):
             p.copy_(origin + part.view_as(p))
 
 
-def fisher_product(kl: Tensor, parameters: Sequence[Tensor], damping: float) -> Callable[[Tensor], Tensor]:
+def fisher_product(
+    kl: Tensor, parameters: Sequence[Tensor], damping: float, reduce: Reduce = local
+) -> Callable[[Tensor], Tensor]:
     """`v -> (H + damping) v`, H being the Hessian of `kl` at `parameters`: there, where the two policies are one, it is
     the Fisher matrix.
 
@@ -101,12 +105,13 @@ def fisher_product(kl: Tensor, parameters: Sequence[Tensor], damping: float) -> 
         kl: 0-d, differentiable twice.
         parameters: P numbers in all.
         damping: multiple of the identity.
+        reduce: sums over ranks, each of which has a part of `kl`.
     """
     slope = _flat(torch.autograd.grad(kl, parameters, create_graph=True, materialize_grads=True))
 
     def product(v: Tensor) -> Tensor:
         along = torch.autograd.grad(slope @ v, parameters, retain_graph=True, materialize_grads=True)
-        return _flat(along) + damping * v
+        return reduce(_flat(along)) + damping * v
 
     return product
 

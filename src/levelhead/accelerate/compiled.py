@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value
 
 from levelhead.criterion import Loss, Terms
+from levelhead.distributed import ranks
 from levelhead.divergence import KLControl
 from levelhead.networks import Policy
 from levelhead.optimizer import Optimizer
@@ -17,7 +18,8 @@ from levelhead.rollout import Batch
 
 
 class CompiledEpochs(Epochs):
-    """`Epochs` whose gradient step, from the gather to Adam, is one compiled graph.
+    """`Epochs` whose gradient step, from the gather to Adam, is one compiled graph; where there are several ranks, one
+    from the gather to the gradient.
 
     It is compiled with the first step, for that batch's shapes. Where that fails, torch takes this step and all others,
     and a warning says why.
@@ -44,6 +46,7 @@ class CompiledEpochs(Epochs):
         own = MethodType(FunctionType(code, globals()), self)
         self._graph = torch.compile(own, fullgraph=True, dynamic=False)
         self._checked = False
+        self._alone = ranks() == 1
 
     def __call__(
         self, batch: Batch, valid: Tensor, orders: Orders, refresh: Refresh | None = None
@@ -57,11 +60,13 @@ class CompiledEpochs(Epochs):
                 # Whether the graph still fits is asked once an iteration: it takes a fifth of a step, and within one
                 # nothing changes but numbers.
                 with torch.compiler.set_stance(skip_guard_eval_unsafe=self._checked):
-                    self._graph(batch, index, weight)
+                    terms = self._graph(batch, index, weight)
                 self._checked = True
             except RuntimeError as error:
                 self._give_up(error)
             else:
+                if not self._alone:
+                    self._move(self._total(terms))
                 return
         super()._learn(batch, index, weight)
 
@@ -76,7 +81,7 @@ class CompiledEpochs(Epochs):
         reason = next((line for line in str(inner).splitlines() if line.strip()), type(inner).__name__)
         warnings.warn(f"gradient steps by torch after all, as they can't be compiled: {reason}", stacklevel=2)
 
-    def _in_one_graph(self, batch: Batch, index: Tensor, weight: Tensor) -> None:
+    def _in_one_graph(self, batch: Batch, index: Tensor, weight: Tensor) -> Terms:
         with torch.no_grad():
             flat = {name: self.optimizer.flat[name] for name in self.groups}
             given = {name: x.parameter.detach() for name, x in flat.items()}
@@ -84,7 +89,10 @@ class CompiledEpochs(Epochs):
             gradients, (loss, (means, *kl)) = find(given, batch.take(index), weight)
             for name, gradient in gradients.items():
                 flat[name].gradient.copy_(gradient)
-            self._move(Terms(loss, means, *kl))
+            terms = Terms(loss, means, *kl)
+            if self._alone:
+                self._move(terms)
+            return terms
 
     def _loss_of(self, flat: Mapping[str, Tensor], batch: Batch, weight: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The loss as a function of the flat parameters, and what else the terms hold."""
@@ -95,11 +103,6 @@ class CompiledEpochs(Epochs):
                 parameters[path] = (x if p.requires_grad else x.detach()).view(p.shape)
         loss, *rest = functional_call(self._module, parameters, (batch, weight))
         return loss, [x for x in rest if x is not None]
-
-    def _descend(self, loss: Tensor, stopped: Tensor | None = None) -> Tensor:
-        if torch.compiler.is_compiling():  # then the gradient is there
-            return self.optimizer.follow(loss, self.groups, stopped)
-        return super()._descend(loss, stopped)
 
 
 class _LossOf(nn.Module):

@@ -4,7 +4,9 @@ import ctypes
 import itertools
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,8 +22,9 @@ from levelhead.accelerate.support import (
 )
 from levelhead.actions import CategoricalHead, GaussianHead, MultiCategoricalHead
 from levelhead.criterion import Criterion, Loss
+from levelhead.distributed import ranks
 from levelhead.divergence import KLControl
-from levelhead.native.plan import MEANS, Group, Layer, Plan
+from levelhead.native.plan import MEANS, REDUCE, Group, Layer, Plan
 from levelhead.networks import Policy
 from levelhead.objectives import ClipObjective, KLObjective
 from levelhead.optimizer import GROUPS, Optimizer
@@ -134,7 +137,12 @@ class NativeEpochs(Epochs):
         broken = torch.zeros(1 + len(self._names), dtype=torch.uint8)
         counted = torch.zeros((), dtype=torch.int64)
         plan.means, plan.broken, plan.counted = means.data_ptr(), broken.data_ptr(), counted.data_ptr()
+        total = _Total(self.optimizer, self.groups)
+        if ranks() > 1:
+            plan.reduce = total.callback
         native.run_epochs(plan)
+        if total.error is not None:
+            raise total.error
         self._report(means, broken, int(counted), len(index))
 
     def _write_distribution(self, plan: Plan, batch: Batch, at: Callable[..., int | None]) -> None:
@@ -183,6 +191,32 @@ class NativeEpochs(Epochs):
         faults = dict(zip(("loss", *(f"{name} gradient" for name in self._names)), broken.unbind(), strict=True))
         names = ("loss", *(f"{name} gradient" for name in self.groups))
         self.optimizer.check(names, torch.stack([torch.where(faults[name] > 0, torch.nan, 0.0) for name in names]))
+
+
+class _Total:
+    """What native code calls for each minibatch, so that ranks take one step together.
+
+    Args:
+        optimizer: whose gradients are summed.
+        groups: of these.
+    """
+
+    def __init__(self, optimizer: Optimizer, groups: tuple[str, ...]) -> None:
+        self.optimizer = optimizer
+        self.groups = groups
+        self.error: BaseException | None = None
+        """What went wrong: it can't be raised through native code."""
+        self.callback = REDUCE(self._sum)
+
+    def _sum(self, means: Any) -> int:
+        try:
+            means = torch.from_numpy(np.ctypeslib.as_array(means, (len(MEANS),)))
+            numbers = means.flip(0).float()  # the loss first
+            self.optimizer.total_(self.groups, numbers)
+            means.copy_(numbers.flip(0))
+        except BaseException as error:  # raised again once native code has returned
+            self.error = error
+        return self.error is not None
 
 
 def _require_rows(batch: Batch, policy: Policy) -> None:

@@ -24,6 +24,7 @@ from levelhead.actions import (
     UnitBounds,
 )
 from levelhead.criterion import Criterion
+from levelhead.distributed import ranks
 from levelhead.divergence import KLControl
 from levelhead.native.plan import Distribution, Layer
 from levelhead.networks import Network, Numbers, Policy, Torso
@@ -136,6 +137,8 @@ def _require_learner(criterion: Criterion, control: KLControl | None) -> None:
     _require_one_of(criterion.objective, list(OBJECTIVES))
     several = policy.value_head.output_dim > 1
     _require(not (several and criterion.standardize), "each task's advantages are standardised over minibatches")
+    apart = ranks() > 1 and criterion.standardize
+    _require(not apart, "advantages are standardised over the minibatches of several ranks")
     if control is not None:
         _require(control.target is None, "the divergence drives the learning rate")
         _require(control.check == "minibatch", "the divergence is checked epoch by epoch")

@@ -14,6 +14,7 @@ from levelhead.builders.training import (
     build_learner,
     build_objective,
     build_trainer,
+    place_shards,
 )
 
 __all__ = [
@@ -28,4 +29,5 @@ __all__ = [
     "build_sigma",
     "build_trainer",
     "build_value_head",
+    "place_shards",
 ]

@@ -252,6 +252,8 @@ def build_policy(
             tasks=tasks,
         )
     policy = policy.to(build_device(config.device))
+    if config.network.precision == "float64":  # which no statistic loses anything by
+        policy = policy.double()
     _check(policy)
     return policy
 
@@ -280,8 +282,8 @@ def _check(policy: Policy) -> None:
     except RuntimeError as error:
         raise ConfigError(f"the network doesn't take observations of {space}: {error}") from error
     for name, given, stated in zip(("actor", "critic"), features, (network.actor_dim, network.critic_dim), strict=True):
-        if given.shape != (1, stated) or given.dtype != torch.float32:
+        if given.shape != (1, stated) or given.dtype != policy.dtype:
             raise ConfigError(
                 f"network.{name} answers {tuple(given.shape)} of {given.dtype};"
-                f" by {name}_dim it should be (1, {stated}) of torch.float32"
+                f" by {name}_dim it should be (1, {stated}) of {policy.dtype}"
             )

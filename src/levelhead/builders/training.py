@@ -28,6 +28,7 @@ from levelhead.auxiliary import Auxiliary
 from levelhead.collector import Collector
 from levelhead.config import AdvantageScale, Config, GroupConfig, require_default
 from levelhead.criterion import Criterion, CriterionSettings, Loss
+from levelhead.distributed import Cutoff, Shards, rank, ranks
 from levelhead.divergence import KLControl
 from levelhead.envs import VecEnv
 from levelhead.errors import ConfigError
@@ -52,8 +53,11 @@ from levelhead.trust_region import TrustRegion
 
 def build_trainer(config: Config, env: VecEnv, policy: Policy, objective: Objective | None = None) -> Trainer:
     """A trainer at its beginning; resets the environments."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        raise ConfigError("training runs in one process, and a torch.distributed process group exists")
+    shards = place_shards(config)
+    if shards.count > 1 and env.num_envs * ranks() != config.num_envs:
+        raise ConfigError(
+            f"there are {env.num_envs} environments on each of {ranks()} ranks, and num_envs is {config.num_envs}"
+        )
     ppo = config.ppo
     advantage = build_advantage(ppo.advantage, policy.value_head.output_dim, policy.device)
     _check_fit(config, env, policy, advantage)
@@ -69,6 +73,8 @@ def build_trainer(config: Config, env: VecEnv, policy: Policy, objective: Object
             ppo.chunk,
             ppo.burn_in,
             build_actor(config, acting, arrays=env.arrays),
+            shards,
+            Cutoff(config.parallel.cutoff) if config.parallel.cutoff < 1 and ranks() > 1 else None,
         ),
         build_learner(config, policy, objective or build_objective(config, policy.device)),
         build_estimator(config),
@@ -82,6 +88,21 @@ def build_trainer(config: Config, env: VecEnv, policy: Policy, objective: Object
             overlap=config.overlap,
         ),
     )
+
+
+def place_shards(config: Config) -> Shards:
+    """The part of a run's environments that this process steps.
+
+    Raises:
+        ConfigError: they can't be divided evenly among the ranks.
+    """
+    count, several = config.parallel.shards or ranks(), ranks()
+    if count % several:
+        raise ConfigError(f"there are {several} ranks; accepted: a divisor of parallel.shards, {count}")
+    if config.num_envs % count:
+        raise ConfigError(f"num_envs is {config.num_envs}; accepted: a multiple of the {count} shards")
+    here = count // several
+    return Shards(count, here * rank(), here)
 
 
 def _check_fit(config: Config, env: VecEnv, policy: Policy, advantage: AdvantageScaling) -> None:
@@ -103,6 +124,10 @@ def _check_fit(config: Config, env: VecEnv, policy: Policy, advantage: Advantage
         raise ConfigError(f"the policy was made for tasks {policy.tasks}; the environments play {env.tasks}")
     if config.overlap and policy.remembers:
         raise ConfigError("overlap doesn't go with memory, which would be that of a policy from before")
+    if config.parallel.cutoff < 1:
+        for name, holds in (("overlap", config.overlap), ("normalize_reward", config.normalize_reward)):
+            if holds:
+                raise ConfigError(f"parallel.cutoff doesn't go with {name}")
     if config.overlap and config.targets not in ("gae", "vtrace"):
         raise ConfigError(f"overlap is corrected for in targets gae and vtrace; they are {config.targets}")
     if ppo.entropy_coef.bounds != (0.0, 0.0) and not policy.action_head.entropy_learned:
@@ -234,7 +259,20 @@ def build_learner(config: Config, policy: Policy, objective: Objective) -> Learn
     in_torch = ["the trust region"] * isinstance(objective, TrustRegionObjective) + ["the auxiliary phase"] * len(later)
     if reason is None and in_torch:
         engine += f"; {' and '.join(in_torch)} by torch"
-    return Learner(criterion, optimizer, control, phases, later, fitted, ppo.freeze_actor, config.seed, engine)
+    shards = place_shards(config)
+    return Learner(
+        criterion,
+        optimizer,
+        control,
+        phases,
+        later,
+        fitted,
+        ppo.freeze_actor,
+        config.seed,
+        engine,
+        shards,
+        config.num_envs // ranks(),
+    )
 
 
 def build_actor(config: Config, policy: Policy, *, arrays: bool) -> Actor:
@@ -277,7 +315,7 @@ def _auxiliary_layer(policy: Policy) -> nn.Linear:
         layer = nn.Linear(network.actor_dim, head.output_dim)
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
-    return layer.to(policy.device)
+    return layer.to(policy.device, policy.dtype)
 
 
 def _chunk(config: Config, policy: Policy) -> int:
@@ -294,11 +332,12 @@ def _chunk(config: Config, policy: Policy) -> int:
     chunk = steps if given is None else given
     if steps % chunk:
         raise ConfigError(f"ppo.chunk is {chunk}; accepted: a divisor of num_steps, {steps}")
-    columns = config.num_envs * steps // chunk
+    shards = config.parallel.shards or ranks()
+    columns = config.num_envs * steps // chunk // shards
     if count > columns:
         raise ConfigError(
             f"ppo.minibatches is {count}; with memory, whose steps stay in order, accepted: at most {columns}, the"
-            f" number of {'environments' if chunk == steps else 'chunks'}"
+            f" number of {'environments' if chunk == steps else 'chunks'}{' of a shard' if shards > 1 else ''}"
         )
     return chunk
 

@@ -2,7 +2,8 @@
 
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import gymnasium as gym
@@ -13,7 +14,8 @@ from torch import Tensor
 from levelhead.envs.backends import Backend
 from levelhead.envs.gymnasium import make_gymnasium
 from levelhead.envs.processes import Workers
-from levelhead.envs.vec import Step, VecEnv
+from levelhead.envs.shards import ShardedVecEnv
+from levelhead.envs.vec import Step, VecEnv, joined
 from levelhead.errors import ConfigError
 from levelhead.seeding import Stream, derive
 from levelhead.tree import Tree, tree_map
@@ -60,26 +62,19 @@ class MultiTaskVecEnv(VecEnv):
 
     def step(self, action: Tree) -> Step:
         steps: list[Step] = []
-        for member, end in zip(self.members, itertools.accumulate(self._counts), strict=True):
+        stops = itertools.accumulate(self._counts)
+        for k, (member, end) in enumerate(zip(self.members, stops, strict=True)):
             own = tree_map(lambda x, start=end - member.num_envs, stop=end: x[start:stop], action)
-            steps.append(member.step(_own_action(member.action_space, own)))
-        self._join_masks()
-        valid = final = None
-        if any(step.valid is not None for step in steps):
-            valid = torch.cat(
-                [torch.ones(len(s.reward), dtype=torch.bool) if s.valid is None else s.valid for s in steps]
+            step = member.step(_own_action(member.action_space, own))
+            final = step.final_observation
+            steps.append(
+                step._replace(
+                    observation=self._padded(k, step.observation),
+                    final_observation=None if final is None else self._padded(k, final),
+                )
             )
-        if any(step.final_observation is not None for step in steps):
-            finals = [s.observation if s.final_observation is None else s.final_observation for s in steps]
-            final = torch.cat([self._padded(k, x) for k, x in enumerate(finals)])
-        return Step(
-            torch.cat([self._padded(k, step.observation) for k, step in enumerate(steps)]),
-            torch.cat([step.reward for step in steps]),
-            torch.cat([step.terminated for step in steps]),
-            torch.cat([step.truncated for step in steps]),
-            valid,
-            final,
-        )
+        self._join_masks()
+        return joined(steps)
 
     @property
     def restarts(self) -> int | None:
@@ -149,6 +144,7 @@ def make_env(
     kwargs: Mapping[str, Any] | None = None,
     backend: Backend = "sync",
     workers: Workers | None = None,
+    shards: int = 1,
 ) -> VecEnv:
     """N environments, of one kind or of several.
 
@@ -157,10 +153,16 @@ def make_env(
         num_envs: N, shared evenly among tasks.
         kwargs: reach the constructor of an environment given by a single id.
         backend, workers: what runs them, as `make_gymnasium` has it.
+        shards: equal parts that they come in, of which N is a multiple.
 
     Raises:
         ConfigError: as `make_gymnasium` and `MultiTaskVecEnv`; an id comes twice, or N is too small for the tasks.
     """
+    if shards > 1:
+        parts: list[VecEnv] = []
+        with _closed_on_error(parts):
+            parts.extend(make_env(env, num_envs // shards, kwargs, backend, workers) for _ in range(shards))
+            return ShardedVecEnv(parts)
     names = task_names(env)
     if not names:
         return make_gymnasium(env, num_envs, kwargs, backend, workers)
@@ -172,11 +174,18 @@ def make_env(
         raise ConfigError(f"env.kwargs are for a single environment; register variants of your own for {env}")
     share, rest = divmod(num_envs, len(names))
     members: dict[str, VecEnv] = {}
-    try:
+    with _closed_on_error(members.values()):
         for k, name in enumerate(names):
             members[name] = make_gymnasium(name, share + (k < rest), backend=backend, workers=workers)
         return MultiTaskVecEnv(members)
-    except ConfigError:
-        for member in members.values():
-            member.close()
+
+
+@contextmanager
+def _closed_on_error(made: Iterable[VecEnv]) -> Generator[None]:
+    """Closes those that have been made by then, where making others fails."""
+    try:
+        yield
+    except BaseException:
+        for env in made:
+            env.close()
         raise

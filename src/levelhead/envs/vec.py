@@ -1,6 +1,7 @@
 """What the trainer asks of a batch of environments."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -29,6 +30,26 @@ class Step(NamedTuple):
     """`[N, ...]`: in the rows of episodes that just ended, their last observation; other rows repeat `observation`.
     None: `observation` is the true successor in every row. Tensors that are given at every step, so that nobody need
     wait for a device to know whether an episode ended, take as much memory as a rollout's observations meanwhile."""
+
+
+def joined(steps: Sequence[Step]) -> Step:
+    """What several batches of environments answered, side by side."""
+    valid = final = None
+    if any(step.valid is not None for step in steps):
+        valid = torch.cat(
+            [torch.ones_like(s.terminated, dtype=torch.bool) if s.valid is None else s.valid for s in steps]
+        )
+    if any(step.final_observation is not None for step in steps):
+        finals = [s.observation if s.final_observation is None else s.final_observation for s in steps]
+        final = tree_map(lambda *xs: torch.cat(xs), *finals)
+    return Step(
+        tree_map(lambda *xs: torch.cat(xs), *(step.observation for step in steps)),
+        torch.cat([step.reward for step in steps]),
+        torch.cat([step.terminated for step in steps]),
+        torch.cat([step.truncated for step in steps]),
+        valid,
+        final,
+    )
 
 
 class ArrayStep(NamedTuple):
@@ -82,6 +103,11 @@ class VecEnv(ABC):
     @abstractmethod
     def reset(self, seed: int) -> Tree:
         """Starts new episodes everywhere, seeded by one number; the first observations, `[N, ...]`."""
+
+    def reset_shards(self, seeds: Sequence[int]) -> Tree:
+        """The same with a seed for each of the equal parts that they come in; here there is one part."""
+        (seed,) = seeds
+        return self.reset(seed)
 
     @abstractmethod
     def step(self, action: Tree) -> Step:

@@ -71,6 +71,9 @@ struct Plan {
     float *means;    // out: sums over the steps taken, in the order of `Mean`, then the groups' gradient norms
     uint8_t *broken; // out: loss, then the groups' gradients: whether one was not finite
     int64_t *counted;  // out: steps that are in the sums
+
+    // Sums the groups' gradients and the minibatch's means over ranks, in place; not 0 where that failed. Null for one.
+    int32_t (*reduce)(double *means);
 };
 
 struct Acting {

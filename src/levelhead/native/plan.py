@@ -1,7 +1,9 @@
 """What `plan.h` declares, for ctypes."""
 
-from ctypes import POINTER, Structure, c_double, c_float, c_int32, c_int64, c_void_p, sizeof
+from ctypes import CFUNCTYPE, POINTER, Structure, c_double, c_float, c_int32, c_int64, c_void_p, sizeof
 from functools import reduce
+
+REDUCE = CFUNCTYPE(c_int32, POINTER(c_double))
 
 
 class Layer(Structure):
@@ -99,6 +101,7 @@ class Plan(Structure):
         ("means", c_void_p),
         ("broken", c_void_p),
         ("counted", c_void_p),
+        ("reduce", REDUCE),
     )
 
 

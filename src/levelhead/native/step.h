@@ -179,9 +179,10 @@ struct Learner {
         return sums;
     }
 
-    // Whether the minibatch's step was within the limit on the divergence.
+    // Whether there is to be another one: the divergence was within its limit, and no rank was lost.
     bool step(int64_t minibatch) {
-        const Sums sums = gradient(minibatch);
+        Sums sums = gradient(minibatch);
+        if (plan.reduce && plan.reduce(sums.mean)) return false;
         float norm[4] = {}, whole = 0;  // there are at most shared, actor and critic
         for (int g = 0; g < plan.n_groups; g++) {
             if (!plan.groups[g].moves) continue;

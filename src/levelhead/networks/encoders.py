@@ -45,7 +45,7 @@ class NatureCNN(nn.Module):
         self.dim = 512
 
     def forward(self, image: Tensor) -> Tensor:
-        return self.layers(_shares(image))
+        return self.layers(_shares(image, self))
 
 
 class ImpalaCNN(nn.Module):
@@ -69,7 +69,7 @@ class ImpalaCNN(nn.Module):
         self.dim = 256
 
     def forward(self, image: Tensor) -> Tensor:
-        return self.layers(_shares(image))
+        return self.layers(_shares(image, self))
 
 
 class _Residual(nn.Module):
@@ -82,9 +82,10 @@ class _Residual(nn.Module):
         return x + self.second(relu(self.first(relu(x))))
 
 
-def _shares(image: Tensor) -> Tensor:
-    """Bytes as shares of 255, in the memory layout in which a CPU's convolutions are fastest: channels last."""
-    shares = image.float() / 255
+def _shares(image: Tensor, network: nn.Module) -> Tensor:
+    """Bytes as shares of 255, in a network's own precision, and in the memory layout in which a CPU's convolutions are
+    fastest: channels last."""
+    shares = image.to(next(network.parameters()).dtype) / 255
     return shares.contiguous(memory_format=torch.channels_last) if image.device.type == "cpu" else shares
 
 

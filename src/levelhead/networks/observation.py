@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from levelhead.errors import ConfigError
 from levelhead.networks.normalizer import ObservationNormalizer
-from levelhead.numerics import OneHot, moments
+from levelhead.numerics import OneHot, Reduce, local, moments
 from levelhead.spaces import Space, choices_of, observation_tree
 from levelhead.tree import Tree, paths, tree_leaves, tree_map
 
@@ -23,34 +23,38 @@ SMALLEST_IMAGE = 32
 class Reader(nn.Module, ABC):
     """One part of an observation, `[L, *raw_shape]` of any dtype to `[L, *shape]`, L being any leading shape."""
 
+    like: Tensor
+    """Empty, of the precision that networks are in: it is cast along with them."""
+
     def __init__(self, raw_shape: tuple[int, ...], shape: tuple[int, ...]) -> None:
         super().__init__()
         self.raw_shape = raw_shape
         self.shape = shape
+        self.register_buffer("like", torch.empty(0), persistent=False)
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
         """What networks read."""
 
-    def update(self, x: Tensor, valid: Tensor, apply: Tensor) -> None:
-        """Takes valid samples into the statistics, if there are any, where `apply` (0-d bool)."""
+    def update(self, x: Tensor, valid: Tensor, apply: Tensor, reduce: Reduce) -> None:
+        """Takes valid samples of all ranks into the statistics, if there are any, where `apply` (0-d bool)."""
 
 
 class Numbers(Reader):
-    """Real numbers, flattened to float32 `[L, D]`; with mean 0 and std 1 if normalised."""
+    """Real numbers, flattened to `[L, D]`, float32 if the policy is; with mean 0 and std 1 if normalised."""
 
     def __init__(self, raw_shape: tuple[int, ...], normalize: bool) -> None:
         super().__init__(raw_shape, (prod(raw_shape),))
         self.normalizer = ObservationNormalizer(prod(raw_shape)) if normalize else None
 
     def forward(self, x: Tensor) -> Tensor:
-        flat = self._flat(x).float()
+        flat = self._flat(x).to(self.like.dtype)
         return flat if self.normalizer is None else self.normalizer(flat)
 
-    def update(self, x: Tensor, valid: Tensor, apply: Tensor) -> None:
+    def update(self, x: Tensor, valid: Tensor, apply: Tensor, reduce: Reduce) -> None:
         if self.normalizer is not None:
             flat = self._flat(x).flatten(0, -2)
-            self.normalizer.update(moments(flat, valid.reshape(-1, 1)), apply)
+            self.normalizer.update(moments(flat, valid.reshape(-1, 1), reduce), apply)
 
     def _flat(self, x: Tensor) -> Tensor:
         return x.reshape(*x.shape[: x.ndim - len(self.raw_shape)], *self.shape)
@@ -72,7 +76,7 @@ class Image(Reader):
 
 
 class Choices(Reader):
-    """Whole numbers out of a few each, as one-hot codes side by side, float32 `[L, sum(counts)]`."""
+    """Whole numbers out of a few each, as one-hot codes side by side, `[L, sum(counts)]`."""
 
     start: Tensor
 
@@ -84,7 +88,7 @@ class Choices(Reader):
     def forward(self, x: Tensor) -> Tensor:
         leading = x.shape[: x.ndim - len(self.raw_shape)]
         index = x.reshape(*leading, len(self.start)).long() - self.start
-        return self.one_hot(index).float()
+        return self.one_hot(index).to(self.like.dtype)
 
 
 class ObservationReader(nn.Module):
@@ -129,15 +133,16 @@ class ObservationReader(nn.Module):
         except (KeyError, TypeError, ValueError) as error:
             raise ConfigError(f"the observation doesn't fit {self.space}: {error!r}") from error
 
-    def update(self, observation: Tree, valid: Tensor, apply: Tensor) -> None:
+    def update(self, observation: Tree, valid: Tensor, apply: Tensor, reduce: Reduce = local) -> None:
         """Takes valid samples into the statistics, where `apply` (0-d bool).
 
         Args:
             observation: `[L, ...]`.
             valid: `[L]` bool.
             apply: where False, nothing changes.
+            reduce: sums over ranks.
         """
-        tree_map(lambda path, x: self._reader[path].update(x, valid, apply), self._paths, observation)
+        tree_map(lambda path, x: self._reader[path].update(x, valid, apply, reduce), self._paths, observation)
 
     def leading(self, observation: Tree) -> tuple[int, ...]:
         """L: what comes before the shape of a single observation.

@@ -59,6 +59,11 @@ class Policy(nn.Module):
     def device(self) -> torch.device:
         return self.value_head.linear.weight.device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its parameters, and of what networks read."""
+        return self.value_head.linear.weight.dtype
+
     def groups(self) -> dict[str, list[nn.Parameter]]:
         """The parameters by optimiser group; a group without parameters is left out."""
         groups = {
