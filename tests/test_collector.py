@@ -465,3 +465,14 @@ def test_chunks_that_were_not_played_begin_with_the_state_at_the_end():
         assert torch.equal(state[2], state[3])
     following = tree_leaves(collector.collect(1).state)
     assert all(torch.equal(state[-1], later[0]) for state, later in zip(states, following, strict=True))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_is_handed_the_rows_that_a_cpu_has():
+    rollouts = []
+    for device in ("cpu", "cuda"):
+        collector = Collector(counting_envs("SameStep"), readout().to(device), 7, seed=1)
+        collector.collect(0)
+        rollouts.append(collector.collect(1))
+    for name in ("observation", "reward", "terminated", "truncated", "value", "next_value"):
+        assert_close(getattr(rollouts[0], name), getattr(rollouts[1], name).cpu())

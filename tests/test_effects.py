@@ -173,6 +173,17 @@ def test_device_decides_where_networks_live(monkeypatch):
     assert [build_device(d).type for d in ("auto", "cpu")] == ["cpu", "cpu"]
 
 
+@pytest.mark.parametrize("precision", ["bfloat16", "float64"])
+def test_every_precision_changes_the_outcome(train_once, precision):
+    assert train_once({"network.precision": precision}) != train_once({})
+
+
+def test_tf32_is_for_gpus_and_refused_elsewhere_before_anything_is_written(tiny, workdir):
+    with pytest.raises(lh.ConfigError, match=r"network.precision is tf32.*accepted here: float32, bfloat16, float64"):
+        lh.train("CartPole-v1", config=tiny(**{"network.precision": "tf32"}))
+    assert not (workdir / "runs").exists()
+
+
 def test_device_cuda_without_a_gpu_is_refused_before_anything_is_written(monkeypatch, tiny, workdir):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(lh.ConfigError, match=r"device is 'cuda'.*accepted here: auto, cpu"):

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from levelhead import checkpoint, rundir
 from levelhead.actions import ActionHead
-from levelhead.builders import build_policy, build_trainer, place_shards
+from levelhead.builders import build_device, build_policy, build_trainer, place_shards
 from levelhead.config import Config, Device, ObjectiveKind, ValueKind, require_default
 from levelhead.distributed import (
     Shards,
@@ -326,11 +326,17 @@ def run_directory(run: str | Path) -> Path:
 
 
 def prepare(config: Config) -> None:
-    """Imports the modules that a config names and sets torch's threads, as training and evaluation need it.
+    """Imports the modules that a config names and sets torch's threads and precision, as training and evaluation need
+    it.
 
     Raises:
-        ConfigError: a module cannot be imported.
+        ConfigError: a module cannot be imported, or the device has no such precision.
     """
+    reduced = config.network.precision == "tf32"
+    if reduced and build_device(config.device).type != "cuda":
+        raise ConfigError("network.precision is tf32, which GPUs have; accepted here: float32, bfloat16, float64")
+    torch.set_float32_matmul_precision("high" if reduced else "highest")
+    torch.backends.cudnn.allow_tf32 = reduced
     for module in config.imports:
         try:
             importlib.import_module(module)

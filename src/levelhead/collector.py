@@ -44,7 +44,11 @@ class Rows:
         self.tensor = tensor
         self.name = name
         self._tensors = tensor.unbind()
-        self._arrays = [row.numpy() for row in self._tensors] if tensor.device.type == "cpu" else None
+        # From pinned memory a GPU fetches a row by itself, while the environments go on.
+        pinned = tensor.device.type == "cuda"
+        staging = torch.empty_like(tensor, device="cpu", pin_memory=True) if pinned else tensor
+        self._staged = staging.unbind() if pinned else None
+        self._arrays = None if staging.device.type != "cpu" else [row.numpy() for row in staging.unbind()]
 
     def write(self, t: int, value: Tensor | npt.NDArray[Any]) -> None:
         """Raises ConfigError where the shape is not that of a row."""
@@ -58,6 +62,8 @@ class Rows:
             row.copy_(torch.from_numpy(value))
         else:
             self._arrays[t][...] = value
+            if self._staged is not None:  # which the next rollout writes over, long after this copy
+                row.copy_(self._staged[t], non_blocking=True)
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ ObjectiveKind = Literal["clip", "kl", "trpo", "a2c", "vpg"]
 TargetKind = Literal["gae", "mc", "nstep", "vtrace"]
 AdvantageScale = Literal["rollout", "minibatch", "head", "percentile", "none"]
 Device = Literal["auto", "cpu", "cuda"]
-Precision = Literal["float32", "float64"]
+Precision = Literal["float32", "tf32", "bfloat16", "float64"]
 Distribution = Literal["gaussian", "tanh", "beta"]
 Bounds = Literal["clip", "rescale"]
 SigmaKind = Literal["fixed", "scheduled", "independent", "conditioned"]
@@ -129,7 +129,9 @@ class NetworkConfig:
     image_encoder: ImageEncoder = "nature"
     """What reads images: bytes of at least 32 by 32. Actor and critic share it."""
     precision: Precision = "float32"
-    """Of parameters and of what is computed with them; float64 is for finding out what rounding does."""
+    """Of parameters and of what is computed with them. With tf32 a GPU multiplies matrices of float32 in fewer digits;
+    with bfloat16 layers without memory compute in that, while parameters, memory and heads stay in float32; float64 is
+    for finding out what rounding does."""
 
     def __post_init__(self) -> None:
         coerce(self, "network.")

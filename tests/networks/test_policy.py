@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.spaces import Box, Discrete
+from torch.testing import assert_close
 
 from levelhead.builders import build_policy
-from levelhead.config import Config, NetworkConfig
+from levelhead.config import Config, MemoryConfig, NetworkConfig
 from levelhead.errors import ConfigError
 from levelhead.networks import ObservationNormalizer
+from levelhead.tree import tree_leaves
 from parts import features_of
 from toys import same, snapshot
 
@@ -138,3 +140,34 @@ def test_weights_come_from_the_seed_alone_and_the_global_generator_is_left_alone
     torch.manual_seed(99)
     assert same(one, build_policy(CONFIG, OBSERVATIONS, CHOICES).state_dict())
     assert not same(one, other)
+
+
+def test_bfloat16_is_for_layers_alone():
+    # A network wide enough for its digits to show.
+    network = NetworkConfig(shared=(64,), actor=(64,), critic=(64,), precision="bfloat16")
+    memory = MemoryConfig("lstm", 8, "before")
+    reduced, full = (
+        trained_policy(config=replace(CONFIG, memory=memory, network=replace(network, precision=precision)))
+        for precision in ("bfloat16", "float32")
+    )
+    x, reset = reduced.reader(observations(20)), torch.ones(1, 20, dtype=torch.bool)
+    seen = []
+    for policy in (reduced, full):
+        features, state = policy.actor_features(x, policy.network.initial_state(20), reset)
+        assert {part.dtype for part in (features, *tree_leaves(state), *policy.parameters())} == {torch.float32}
+        seen.append(features)
+        features.sum().backward()
+    assert not torch.equal(*seen)
+    assert_close(*seen, rtol=0.0, atol=0.1)
+    gradients = [torch.cat([p.grad.flatten() for p in policy.network.actor.parameters()]) for policy in (reduced, full)]
+    assert_close(*gradients, rtol=0.05, atol=0.2)
+
+
+def test_float64_goes_all_the_way():
+    config = replace(CONFIG, network=replace(CONFIG.network, precision="float64"))
+    policy = trained_policy(config=config)
+    actor, critic = features_of(policy, policy.reader(observations(20)))
+    assert actor.dtype == critic.dtype == policy.values(observations(20)).dtype == torch.float64
+    # What a float32 cannot hold reaches the network.
+    x = torch.full((1, *SHAPE), 1.0, dtype=torch.float64)
+    assert not torch.equal(policy.reader(x), policy.reader(x + 1e-12))

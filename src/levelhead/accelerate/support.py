@@ -172,6 +172,7 @@ def _require_policy(policy: Policy) -> None:
     _require_one_of(policy.network, [Network])
     _require([len(shape) for shape in policy.reader.shapes.values()] == [1], "observations are not one vector")
     for torso in (policy.network.shared, policy.network.actor):
+        _require(not torso.reduced, "layers compute in bfloat16")
         linears(torso)
     head = policy.action_head
     _require_one_of(head, ACTION_HEADS)

@@ -252,8 +252,14 @@ def build_policy(
             tasks=tasks,
         )
     policy = policy.to(build_device(config.device))
-    if config.network.precision == "float64":  # which no statistic loses anything by
-        policy = policy.double()
+    match config.network.precision:
+        case "float32" | "tf32":
+            pass
+        case "bfloat16":
+            for torso in (network.shared, network.actor, network.critic):
+                torso.reduced = True
+        case "float64":  # which no statistic loses anything by
+            policy = policy.double()
     _check(policy)
     return policy
 

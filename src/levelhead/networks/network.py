@@ -2,10 +2,11 @@
 
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from levelhead.networks.memory import Memory
-from levelhead.tree import Tree
+from levelhead.tree import Tree, tree_map
 
 
 class Torso(nn.Module):
@@ -13,11 +14,15 @@ class Torso(nn.Module):
 
     Args:
         layers: each `[B, D] -> [B, D']`, the first one from whatever the torso is given; or a `Memory`.
+
+    Attributes:
+        reduced: whether layers without memory compute in bfloat16, from float32 and to float32.
     """
 
     def __init__(self, *layers: nn.Module) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
+        self.reduced = False
 
     def initial_state(self, n: int) -> tuple[Tree, ...]:
         """That of each memory, for n sequences."""
@@ -37,6 +42,10 @@ class Torso(nn.Module):
                 y, after = layer(x.unflatten(0, reset.shape), remaining.pop(0), reset)
                 x = y.flatten(0, 1)
                 remaining.append(after)
+            elif self.reduced:
+                with torch.autocast(reset.device.type, torch.bfloat16):
+                    x = layer(x)
+                x = tree_map(torch.Tensor.float, x)
             else:
                 x = layer(x)
         return x, tuple(remaining)
