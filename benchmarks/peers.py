@@ -9,8 +9,9 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 TORCH = ["torch==2.13.0"]  # first and alone, so that no resolver looks for another build of it
 MUJOCO = ["gymnasium[classic-control,mujoco]==1.4.0", "mujoco==3.12.0"]
+ATARI = ["ale-py==0.12.1", "opencv-python-headless==5.0.0.93"]
 INSTALLS = {
-    "sb3": [TORCH, ["stable-baselines3==2.9.2", "gymnasium[box2d,mujoco]==1.4.0", "mujoco==3.12.0"]],
+    "sb3": [TORCH, ["stable-baselines3==2.9.2", "gymnasium[box2d,mujoco]==1.4.0", "mujoco==3.12.0", *ATARI]],
     "sb3contrib": [
         TORCH,
         ["sb3-contrib==2.9.2", "stable-baselines3==2.9.2", "gymnasium[classic-control,mujoco]==1.4.0"],

@@ -46,6 +46,16 @@ class Task:
         return self.num_envs * self.num_steps
 
     @property
+    def pictures(self) -> bool:
+        """Whether it is one of Atari's games, whose screens a convolutional network reads."""
+        return self.env_id.startswith("ALE/")
+
+    @property
+    def threads(self) -> int:
+        """Of torch; a second one helps where there are convolutions, and costs where there are none."""
+        return 2 if self.pictures else 1
+
+    @property
     def iterations(self) -> int:
         """Rollouts until the end."""
         return self.steps // self.rollout
@@ -65,6 +75,7 @@ TASKS = {
         "HalfCheetah-v5", 40_960, num_steps=256, minibatches=32, epochs=10, learning_rate=3e-4,
         normalize_observation=True,
     ),
+    "pong": Task("ALE/Pong-v5", 10_240, clip_range=0.1, entropy_coef=0.01),
     "solve": Task("CartPole-v1", 512_000, entropy_coef=0.01, goal=475.0),
 }  # fmt: skip
 

@@ -13,7 +13,8 @@ its creation to the end of training, imports included. `solve` is training until
 episodes, those of training itself, is 475 or more, looked at after every iteration, or until the task's steps are over.
 
 Equal (tasks.py): environments by Gymnasium and their number, rollouts, networks, epochs, minibatches, gamma, lambda,
-clip, coefficients, norm of the gradient, learning rate linear to 0, standardised advantages, and one thread of torch.
+clip, coefficients, norm of the gradient, learning rate linear to 0, standardised advantages, and one thread of torch,
+two with pictures.
 
 Not equal:
 
@@ -28,6 +29,8 @@ Not equal:
 - Stable-Baselines3, CleanRL, RSL-RL and Tianshou clip values in raw units, skrl, rl_games and levelhead on a
   standardised axis, SBX not at all;
 - levelhead, rl_games and skrl standardise advantages over the rollout, the others over each minibatch;
+- with pictures there are no layers between the network of Mnih et al. 2015, which actor and critic share, and the
+  heads; only Stable-Baselines3 has a driver for that;
 - weights begin as they do in each library, those of skrl's networks, which are the user's, as in torch;
 - the docstrings of drivers/*_ppo.py say what else each of them does in its own way.
 """
@@ -50,18 +53,18 @@ class Contestant:
     library: str
     variant: tuple[str, ...] = ()
     """Of the library's driver."""
-    tasks: tuple[str, ...] = tuple(TASKS)
+    tasks: tuple[str, ...] = ("cartpole", "halfcheetah", "solve")
 
 
 OURS = "levelhead"
 CONTESTANTS = {
-    OURS: Contestant("levelhead", ("sync",)),
+    OURS: Contestant("levelhead", ("sync",), tuple(TASKS)),
     "levelhead, torch": Contestant("levelhead", ("torch",)),
     "levelhead, compile": Contestant("levelhead", ("compile",), ("cartpole", "halfcheetah")),
-    "levelhead, vector": Contestant("levelhead", ("vector",), ("cartpole", "solve")),
+    "levelhead, vector": Contestant("levelhead", ("vector",), ("cartpole", "solve", "pong")),
     "levelhead, envpool": Contestant("levelhead", ("envpool",)),
     "levelhead, preset": Contestant("levelhead", ("preset",), ("solve",)),
-    "Stable-Baselines3": Contestant("sb3"),
+    "Stable-Baselines3": Contestant("sb3", tasks=tuple(TASKS)),
     "SBX": Contestant("sbx"),
     "CleanRL": Contestant("cleanrl"),
     "rl_games": Contestant("rlgames"),

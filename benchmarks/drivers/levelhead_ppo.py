@@ -16,16 +16,16 @@ from tasks import HIDDEN, Meter, arguments
 import levelhead as lh
 from levelhead.trainer import Iteration, Trainer
 
+task, seed = arguments()
 VARIANTS = {
     "sync": {"threads": 2},
-    "torch": {"engine": "torch"},
+    "torch": {"engine": "torch", "threads": task.threads},
     "compile": {"engine": "compile"},
     "vector": {"threads": 2, "backend": "vector"},
     "envpool": {"threads": 2, "backend": "envpool"},
 }
 """What each changes in the config."""
 
-task, seed = arguments()
 variant = sys.argv[3]
 meter = Meter(task)
 advance = Trainer.__next__
@@ -40,6 +40,7 @@ def watched(trainer: Trainer) -> Iteration:
 
 Trainer.__next__ = watched
 
+vector = lh.NetworkConfig(actor=HIDDEN, critic=HIDDEN, normalize_observation=task.normalize_observation)
 if variant == "preset":
     config = replace(lh.preset(task.env_id), seed=seed)
 else:
@@ -51,7 +52,7 @@ else:
         num_steps=task.num_steps,
         device="cpu",
         checkpoint_every=0,
-        network=lh.NetworkConfig(actor=HIDDEN, critic=HIDDEN, normalize_observation=task.normalize_observation),
+        network=lh.preset(task.env_id).network if task.pictures else vector,
         ppo=lh.PPOConfig(
             gamma=task.gamma,
             lam=task.lam,

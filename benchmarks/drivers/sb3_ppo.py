@@ -10,15 +10,16 @@ from sb3_task import LAYERS, Watch, environments, settings
 from stable_baselines3 import PPO
 from tasks import Meter, arguments
 
-torch.set_num_threads(1)
 task, seed = arguments()
+torch.set_num_threads(task.threads)
 meter = Meter(task)
+vector = {"net_arch": LAYERS, "activation_fn": torch.nn.Tanh}
 model = PPO(
-    "MlpPolicy",
+    "CnnPolicy" if task.pictures else "MlpPolicy",
     environments(task, seed),
     **settings(task),
     clip_range_vf=task.clip_range,
-    policy_kwargs={"net_arch": LAYERS, "activation_fn": torch.nn.Tanh},
+    policy_kwargs={} if task.pictures else vector,  # of pictures it is the network of Mnih et al. as it stands
     seed=seed,
     device="cpu",
 )

@@ -1,7 +1,11 @@
 """What Stable-Baselines3 and SBX, which share their environments and arguments, are told alike of a task."""
 
+import importlib
+from functools import partial
 from typing import Any
 
+import gymnasium as gym
+from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
@@ -28,8 +32,15 @@ class Watch(BaseCallback):
         self.meter.iteration(self.num_timesteps)
 
 
+def game(env_id: str) -> gym.Env[Any, Any]:
+    """The last four screens, grey and 84 by 84, by Gymnasium's own wrappers; rewards as they are."""
+    importlib.import_module("ale_py")
+    return FrameStackObservation(AtariPreprocessing(gym.make(env_id, frameskip=1), 30), 4)
+
+
 def environments(task: Task, seed: int) -> VecEnv:
-    env = make_vec_env(task.env_id, n_envs=task.num_envs, seed=seed)
+    env_id = partial(game, task.env_id) if task.pictures else task.env_id
+    env = make_vec_env(env_id, n_envs=task.num_envs, seed=seed)
     return VecNormalize(env, norm_reward=False, gamma=task.gamma) if task.normalize_observation else env
 
 

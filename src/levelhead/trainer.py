@@ -154,7 +154,7 @@ class Trainer:
             "time/learn": finished - collected,
         }
         restarts = self.collector.env.restarts
-        counted = {} if restarts is None else {"health/env_restarts": float(restarts)}
+        counted = {} if restarts is None else {"health/env_restarts": float(total(torch.tensor(restarts)))}
         return Iteration(self.iteration, self.step, taken, {**self.collector.metrics(), **values, **counted, **timing})
 
     @torch.no_grad()

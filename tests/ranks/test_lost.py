@@ -122,6 +122,13 @@ def test_a_broken_reward_is_named_with_its_rank(train, workdir):
     assert iterations(workdir / "broken") == [1, 2, 3]
 
 
+def test_an_environment_that_fails_on_one_rank_is_replaced_and_counted(train, workdir):
+    status, said = train("mended", "raise", "--backend", "processes", "--env.workers", 1)
+    assert status == 0, said
+    last = json.loads((workdir / "mended" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["health/env_restarts"] >= 1
+
+
 def test_an_error_of_one_rank_ends_all(train):
     status, said = train("broken", "raise")
     assert status != 0
