@@ -1,9 +1,11 @@
 """What several tests share: runs that take a moment, and ways to look at what they left."""
 
 import json
+import resource
 import shutil
 import signal
 import sys
+from contextlib import contextmanager
 from dataclasses import replace
 
 import gymnasium as gym
@@ -98,6 +100,22 @@ def two_tasks():
 gym.register("Hybrid-v0", Hybrid)
 gym.register("Pixels-v0", Pixels)
 gym.register("Guarded-v0", Guarded)
+
+
+@pytest.fixture
+def no_room():
+    """A context in which no file may grow beyond so many bytes: as with a full disk, its last part isn't written."""
+
+    @contextmanager
+    def limited(size):
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limited
 
 
 @pytest.fixture

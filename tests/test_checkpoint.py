@@ -1,9 +1,12 @@
 """Checkpoints: complete or absent, checked to the last bit, and free of code."""
 
+import errno
 import hashlib
 import json
 import os
 import shutil
+import subprocess
+from contextlib import suppress
 
 import pytest
 import torch
@@ -21,14 +24,15 @@ def content(step):
     }
 
 
-def save(run, step, marker=None):
-    return checkpoint.save(run, step, *content(step if marker is None else marker))
+def save(run, step, marker=None, **more):
+    tensors, state = content(step if marker is None else marker)
+    return checkpoint.save(run, step, tensors, {**state, **more})
 
 
-def holds(path, step, marker=None):
+def holds(path, step, marker=None, **more):
     tensors, state = checkpoint.load(path)
     expected, progress = content(step if marker is None else marker)
-    assert state == {"step": step, **progress}
+    assert state == {"step": step, **progress, **more}
     assert tensors.keys() == expected.keys()
     for name, group in expected.items():
         assert tensors[name].keys() == group.keys()
@@ -137,6 +141,140 @@ def test_files_reach_the_disk_before_the_name_does(tmp_path, monkeypatch):
     named = next(i for i, name in enumerate(happened) if name != "fsync")
     assert happened[:named].count("fsync") >= len(FILES) + 1  # every file, and the directory that lists them
     assert "fsync" in happened[named:]
+
+
+# -- full disks --------------------------------------------------------------------------------------------------
+
+
+def tree(directory):
+    return {p.relative_to(directory): p.read_bytes() for p in directory.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("name", ["mkdir", "fsync", "rename"])
+@pytest.mark.parametrize("reason", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO])
+def test_what_cannot_be_written_is_named_and_leaves_all_as_it_was(run, monkeypatch, name, reason):
+    def fail(*args, **kwargs):
+        raise OSError(reason, os.strerror(reason))
+
+    before = tree(run)
+    monkeypatch.setattr(os, name, fail)
+    with pytest.raises(lh.StorageError, match=rf"step-000000000300 cannot be written: {os.strerror(reason)}$"):
+        save(run, 300)
+    assert tree(run) == before
+    assert {p.name for p in (run / "checkpoints").iterdir()} == {"step-000000000100", "step-000000000200"}
+    monkeypatch.undo()
+    assert holds(save(run, 300), 300)
+
+
+def test_a_file_that_may_not_grow_so_large_leaves_all_as_it_was(run, no_room):
+    before = tree(run)
+    with no_room(10_000), pytest.raises(lh.StorageError, match=r"step-000000000300 cannot be written: File too large"):
+        checkpoint.save(run, 300, {"policy": {"w": torch.zeros(10_000)}}, {})
+    assert tree(run) == before
+    assert len(list((run / "checkpoints").iterdir())) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
+def test_a_disk_that_is_really_full_leaves_all_as_it_was(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "none", disk], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(mounted.stderr)
+    try:
+        save(disk, 100)
+        before = tree(disk)
+        with pytest.raises(lh.StorageError, match="step-000000000300 cannot be written: No space left on device"):
+            checkpoint.save(disk, 300, {"policy": {"w": torch.zeros(100_000)}}, {})
+        assert tree(disk) == before
+        assert holds(save(disk, 200), 200)
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+# -- how many stay -----------------------------------------------------------------------------------------------
+
+
+def scored(run, scores):
+    """Checkpoints of steps 100, 200, ... with these scores."""
+    for i, score in enumerate(scores, start=1):
+        save(run, 100 * i, score=score)
+
+
+def steps(run):
+    return [int(p.name.removeprefix("step-")) for p in checkpoint.checkpoints(run)]
+
+
+def all_hold(run, scores):
+    for path, step in zip(checkpoint.checkpoints(run), steps(run), strict=True):
+        assert holds(path, step, score=scores[step // 100 - 1])
+
+
+@pytest.mark.parametrize(
+    ("scores", "kept"),
+    [
+        ((1.0, 9.0, 2.0, 3.0, 4.0), [200, 400, 500]),
+        ((1.0, 2.0, 3.0, 4.0, 9.0), [400, 500]),
+        ((9.0, 9.0, 1.0, 2.0, 3.0), [200, 400, 500]),
+        ((-9.0, None, -3, -5.0, None), [300, 400, 500]),
+        ((None,) * 5, [400, 500]),
+        ((1.0, 0.0), [100, 200]),
+    ],
+)
+def test_the_last_ones_and_the_best_stay(tmp_path, scores, kept):
+    scored(tmp_path, scores)
+    checkpoint.prune(tmp_path, 2)
+    assert steps(tmp_path) == kept
+    all_hold(tmp_path, scores)
+    assert {p.name for p in (tmp_path / "checkpoints").iterdir()} == {f"step-{s:012d}" for s in kept}
+
+
+def test_the_best_one_has_a_name_and_is_not_taken_for_the_last(tmp_path):
+    scored(tmp_path, (1.0, 9.0, 2.0))
+    assert checkpoint.resolve(tmp_path / "checkpoints/best") == tmp_path / "checkpoints/step-000000000200"
+    assert checkpoint.resolve(tmp_path) == tmp_path / "checkpoints/step-000000000300"
+
+
+def test_without_scores_no_checkpoint_is_the_best(run):
+    with pytest.raises(lh.CheckpointError, match=r"checkpoints/best is unknown: no checkpoint there .* score"):
+        checkpoint.resolve(run / "checkpoints/best")
+
+
+@pytest.mark.parametrize("name", ["state.json", "manifest.json"])
+def test_where_the_best_is_in_doubt_nothing_is_deleted_and_none_is_called_so(tmp_path, name):
+    scored(tmp_path, (1.0, 9.0, 2.0, 3.0, 4.0))
+    path = tmp_path / "checkpoints/step-000000000100" / name
+    path.write_text(path.read_text().replace("1", "2", 1))
+    with pytest.raises(lh.CheckpointError, match=rf"step-000000000100/{name}"):
+        checkpoint.resolve(tmp_path / "checkpoints/best")
+    with pytest.warns(UserWarning, match=rf"no checkpoint is deleted: .*step-000000000100/{name}"):
+        checkpoint.prune(tmp_path, 2)
+    assert steps(tmp_path) == [100, 200, 300, 400, 500]
+
+
+def test_a_crash_while_old_ones_are_deleted_leaves_whole_ones_alone(tmp_path):
+    scores, kept = (1.0, 9.0, 2.0, 3.0, 4.0), {200, 400, 500}
+
+    def fresh(name):
+        scored(tmp_path / name, scores)
+        return tmp_path / name
+
+    whole = fresh("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        done = cut_power(patch, 10**6)
+        checkpoint.prune(whole, 2)
+    assert len(done) >= 6
+    for after in range(len(done)):
+        run = fresh(str(after))
+        with pytest.MonkeyPatch.context() as patch:
+            cut_power(patch, after)
+            with suppress(PowerCut):
+                checkpoint.prune(run, 2)
+        assert kept <= set(steps(run)), after
+        all_hold(run, scores)
+        save(run, 600, score=0.0)
+        assert not list((run / "checkpoints").glob(".*")), after
 
 
 # -- which one a name means --------------------------------------------------------------------------------------

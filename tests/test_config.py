@@ -23,6 +23,8 @@ OUT_OF_RANGE = [
     ("threads", -1),
     ("eval_every", -1),
     ("checkpoint_every", -1),
+    *(("keep_checkpoints", x) for x in (1, 0, -1)),
+    ("write_failure", "ignore"),
     *(("reward_scale", x) for x in (0.0, -1.0)),
     ("value", "popat"),
     ("device", "gpu"),
@@ -137,6 +139,7 @@ def test_every_field_with_a_range_has_a_value_outside_it_in_the_table():
         ("ppo.clip_range", (Schedule(0.1, 0.0),)),
         ("optimizer.learning_rate", (constant(0.0), Schedule(3e-4, 0.0))),
         ("checkpoint_every", (None, 0, 1)),
+        ("keep_checkpoints", (None, 2)),
         ("network.actor", ((), (1,))),
     ],
 )

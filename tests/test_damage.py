@@ -6,13 +6,14 @@ import os
 import pickle
 import random
 import shutil
+import tracemalloc
 import zipfile
 
 import pytest
 import torch
 
 import levelhead as lh
-from levelhead import checkpoint
+from levelhead import checkpoint, files
 
 FILES = ("policy.safetensors", "optimizer.safetensors", "state.json", "manifest.json")
 
@@ -122,7 +123,7 @@ class Payload:
         return (os.mkdir, (self.path,))
 
 
-@pytest.mark.parametrize("make", ["pickle", "torch", "zip"])
+@pytest.mark.parametrize("make", ["pickle", "torch", "zip", "pt2"])
 def test_a_file_that_could_run_code_is_refused_and_does_not_run(run, tmp_path, make):
     path, trace = run / "checkpoints/step-000000000200", tmp_path / "executed"
     target = path / "policy.safetensors"
@@ -134,9 +135,94 @@ def test_a_file_that_could_run_code_is_refused_and_does_not_run(run, tmp_path, m
         case "zip":
             with zipfile.ZipFile(target, "w") as file:
                 file.writestr("archive/data.pkl", pickle.dumps(Payload(str(trace))))
+        case "pt2":
+            with zipfile.ZipFile(target, "w") as file:
+                file.writestr("archive/archive_format", "pt2")
+                file.writestr("archive/data/constants/x.pt", pickle.dumps(Payload(str(trace))))
     reseal(path)
     refused(path, "policy.safetensors")
     assert not trace.exists()
+
+
+@pytest.mark.parametrize("name", ["policy.pt2", "policy.pt", "policy.pkl", "policy.safetensors.py", "policy"])
+def test_a_manifest_that_names_a_file_of_another_kind_is_refused_before_that_is_opened(run, tmp_path, name):
+    path, trace = run / "checkpoints/step-000000000200", tmp_path / "executed"
+    torch.save({"w": Payload(str(trace))}, path / name)
+    reseal(path)
+    refused(path, "manifest.json")
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("kind", ["link", "pipe", "directory"])
+def test_what_is_no_file_of_its_own_is_refused_by_name_without_waiting(run, tmp_path, name, kind):
+    path = run / "checkpoints/step-000000000200"
+    outside = (path / name).rename(tmp_path / "outside")
+    match kind:
+        case "link":
+            (path / name).symlink_to(outside)  # whose content is that of the manifest
+        case "pipe":
+            os.mkfifo(path / name)
+        case "directory":
+            (path / name).mkdir()
+    refused(path, name)
+
+
+HEADERS = {
+    "longer than any file": (1 << 63).to_bytes(8, "little"),
+    "longer than is read": (files.LIMIT + 1).to_bytes(8, "little") + b"{}",
+    "longer than the file": (100_000).to_bytes(8, "little") + b"{}",
+    "deep": (200_000).to_bytes(8, "little") + b'{"a":' * 40_000,
+    "no header": b"",
+    "a tensor beyond the end": (72).to_bytes(8, "little")
+    + b'{"w":{"dtype":"F32","shape":[1000000000000],"data_offsets":[0,4000000000000]}}'[:72].ljust(72),
+    "an unknown type": (64).to_bytes(8, "little")
+    + b'{"w":{"dtype":"F33","shape":[1],"data_offsets":[0,4]}}'.ljust(64)
+    + bytes(4),
+}
+
+
+@pytest.mark.parametrize("data", HEADERS.values(), ids=HEADERS)
+def test_a_hostile_header_is_refused_by_name(run, data):
+    path = run / "checkpoints/step-000000000200"
+    (path / "policy.safetensors").write_bytes(data)
+    reseal(path)
+    refused(path, "policy.safetensors")
+
+
+@pytest.mark.parametrize("name", ["state.json", "manifest.json"])
+@pytest.mark.parametrize(
+    "text",
+    ["[" * 200_000, '{"step": 1e999}', '{"step": ' + "9" * 100_000 + "}", '{"format": "' + "x" * 100_000 + '"}', "{}"],
+    ids=["deep", "infinite", "many digits", "long", "empty"],
+)
+def test_hostile_json_is_refused_by_name_in_few_words(run, name, text):
+    path = run / "checkpoints/step-000000000200"
+    (path / name).write_text(text)
+    if name == "state.json":
+        reseal(path)
+    refused(path, name)
+    with pytest.raises(lh.CheckpointError) as caught:
+        checkpoint.load(path)
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("name", ["state.json", "manifest.json"])
+def test_json_of_a_size_that_memory_has_no_room_for_is_not_read(run, name):
+    path = run / "checkpoints/step-000000000200"
+    os.truncate(path / name, 1 << 42)
+    refused(path, name)
+
+
+def test_tensors_are_checked_piece_by_piece(run):
+    """A file much larger than the memory that reading it may take."""
+    path = run / "checkpoints/step-000000000200"
+    os.truncate(path / "policy.safetensors", 256 << 20)
+    tracemalloc.start()
+    refused(path, "policy.safetensors")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 16 << 20
 
 
 @pytest.mark.parametrize("missing", ["policy.safetensors", "optimizer.safetensors"])

@@ -11,7 +11,7 @@ from rich.console import Console
 
 import levelhead as lh
 from fields import leaves
-from levelhead import native
+from levelhead import checkpoint, native
 from levelhead.builders import build_device
 from levelhead.config import AdvantageScale, Distribution, MemoryKind, ObjectiveKind, TargetKind, ValueKind
 from levelhead.estimators import Baseline
@@ -103,7 +103,8 @@ CHANGES_THE_OUTCOME = {
     },
 }
 CHANGES_SOMETHING_ELSE = {
-    *("device", "threads", "run_dir", "checkpoint_every", "imports"),
+    *("device", "threads", "run_dir", "checkpoint_every", "keep_checkpoints", "imports"),
+    "write_failure",  # tests/test_loop.py
     *("env.workers", "env.timeout", "env.max_restarts"),  # tests/envs/test_processes.py
     *("parallel.timeout", "parallel.cutoff"),  # tests/ranks
 }
@@ -240,6 +241,14 @@ def test_run_dir_decides_where_the_run_is_written(tiny, workdir):
 def test_checkpoint_every_decides_which_steps_are_kept(tiny, workdir, every, steps):
     run = lh.train("CartPole-v1", config=tiny(checkpoint_every=every))
     assert sorted(p.name for p in (run.directory / "checkpoints").iterdir()) == [f"step-{s:012d}" for s in steps]
+
+
+@pytest.mark.parametrize(("keep", "least"), [(None, 5), (2, 2), (3, 3)])
+def test_keep_checkpoints_decides_how_many_stay(tiny, workdir, keep, least):
+    run = lh.train("CartPole-v1", config=tiny(total_steps=160, keep_checkpoints=keep))
+    steps = [int(p.name.removeprefix("step-")) for p in checkpoint.checkpoints(run.directory)]
+    assert steps[-least:] == list(range(160, 160 - 32 * least, -32))[::-1]
+    assert len(steps) <= least + 1
 
 
 def test_imports_run_before_the_environment_is_made(tiny, workdir, module):

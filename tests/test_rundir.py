@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import levelhead as lh
-from levelhead import rundir
+from levelhead import files, rundir
 from levelhead.serialize import from_json
 
 
@@ -89,6 +89,7 @@ def test_config_json_holds_the_git_commit_if_there_is_one(tiny, workdir, monkeyp
     assert commit() == head
 
 
+SPACES = b'"observation_space":' + b'{"kind":"tuple","spaces":[' * 900 + b"]}" * 900
 DAMAGE = {
     "cut in half": lambda data: data[: len(data) // 2],
     "empty": lambda data: b"",
@@ -102,6 +103,15 @@ DAMAGE = {
     "wrong type": lambda data: data.replace(b'"custom": []', b'"custom": 3'),
     "wrong type of tasks": lambda data: data.replace(b'"tasks": []', b'"tasks": 3'),
     "missing tasks": lambda data: data.replace(b'"tasks": []', b'"taks": []'),
+    "deep": lambda data: b'{"config":' * 100_000,
+    "deep spaces": lambda data: data.replace(
+        b'"observation_space": {',
+        b'"observation_space":' + b'{"kind":"tuple","spaces":[' * 900 + b"]}" * 900 + b',"x":{',
+    ),
+    "larger than memory": lambda data: data + b" " * files.LIMIT,
+    "a box larger than memory": lambda data: data.replace(b'"shape": [\n   4\n  ]', b'"shape": [1000000000000]'),
+    "infinite": lambda data: data.replace(b'"reward_scale": 1.0', b'"reward_scale": 1e999'),
+    "many digits": lambda data: data.replace(b'"seed": 1', b'"seed": ' + b"1" * 10_000),
 }
 
 
@@ -113,6 +123,38 @@ def test_a_damaged_config_json_is_refused_by_name(run_copy, damage):
     path.write_bytes(damage(data))
     with pytest.raises(lh.ConfigError, match=r"config\.json"):
         lh.load_policy(run_copy)
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_a_config_json_that_is_no_file_of_its_own_is_refused_by_name_without_waiting(run_copy, tmp_path, kind):
+    path = run_copy / "config.json"
+    outside = path.rename(tmp_path / "outside")
+    path.symlink_to(outside) if kind == "link" else os.mkfifo(path)
+    with pytest.raises(lh.ConfigError, match=r"config\.json cannot be read \((a symbolic link|not a regular file)\)"):
+        lh.load_policy(run_copy)
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "deep"])
+def test_hostile_metrics_are_refused_by_name_when_a_run_is_resumed(run_copy, tmp_path, kind):
+    path = run_copy / "metrics.jsonl"
+    outside = path.rename(tmp_path / "outside")
+    match kind:
+        case "link":
+            path.symlink_to(outside)
+        case "pipe":
+            os.mkfifo(path)
+        case "deep":
+            path.write_text("[" * 200_000 + "\n")
+    with pytest.raises(lh.CheckpointError, match=r"metrics\.jsonl (cannot be read|is damaged in line 1)"):
+        lh.resume(run_copy, total_steps=128)
+    assert rundir.last_metrics(run_copy) == {}
+    assert rundir.read_info(run_copy).config.total_steps == 96
+
+
+def test_the_last_metrics_of_a_long_file_are_found_at_its_end(tmp_path):
+    line = b'{"step": 1, "iteration": 1}\n'
+    (tmp_path / "metrics.jsonl").write_bytes(line * (files.LIMIT // len(line) + 10) + b'{"step": 7}\n{"torn')
+    assert rundir.last_metrics(tmp_path) == {"step": 7}
 
 
 def test_what_is_no_run_is_refused_by_name(tmp_path):

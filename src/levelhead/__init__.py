@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from levelhead.errors import ConfigError as ConfigError
     from levelhead.errors import LevelheadError as LevelheadError
     from levelhead.errors import RankError as RankError
+    from levelhead.errors import StorageError as StorageError
     from levelhead.errors import TrainingFault as TrainingFault
     from levelhead.evaluation import Report as Report
     from levelhead.losses import clip_surrogate as clip_surrogate
@@ -135,7 +136,14 @@ _HOME = {
         "make_env",
         "make_gymnasium",
     ),
-    "levelhead.errors": ("CheckpointError", "ConfigError", "LevelheadError", "RankError", "TrainingFault"),
+    "levelhead.errors": (
+        "CheckpointError",
+        "ConfigError",
+        "LevelheadError",
+        "RankError",
+        "StorageError",
+        "TrainingFault",
+    ),
     "levelhead.evaluation": ("Report",),
     "levelhead.losses": ("clip_surrogate",),
     "levelhead.networks": ("GRU", "LSTM", "ImpalaCNN", "Memory", "NatureCNN", "Network", "Policy", "Torso"),

@@ -24,7 +24,6 @@ from levelhead.distributed import (
     Shards,
     be_patient,
     from_first,
-    is_first,
     launch,
     process_group,
     ranks,
@@ -118,6 +117,7 @@ def train(
     Raises:
         ConfigError: a setting or a combination that cannot work; nothing has been written or run.
         TrainingFault: something was not finite; the state from before the iteration is saved.
+        StorageError: a checkpoint or metrics cannot be written; `config.write_failure` may let training go on.
 
     torch's CPU threads are set for the whole process, as `config.threads` says. An environment that is not given by id
     starts from generic defaults: pass `config=lh.preset("Pendulum-v1")` for others.
@@ -174,8 +174,7 @@ def _begin(config: Config, env: AnyEnv, parts: "Parts", console: Console | None)
         trainer = build_trainer(config, vec, policy, parts.objective)
         directory = before or from_first(lambda: rundir.create(config))
         info = RunInfo(config, vec.observation_space, vec.action_space, vec.tasks, parts.given, launch())
-        if is_first():
-            rundir.write_info(directory, info)
+        from_first(lambda: rundir.write_info(directory, info))
         interrupted = run_loop(trainer, config, directory, lambda: _score(policy, env, config), console)
         return Run(directory, policy, config, trainer.step, interrupted)
 
@@ -197,7 +196,7 @@ def resume(
     from the moment at which it was saved, with new episodes.
 
     Args:
-        run: run directory, checkpoint in one, or `latest`.
+        run: run directory, checkpoint in one (`RUN/checkpoints/best` is its best), or `latest`.
         total_steps: a new end; schedules stretch to it.
         env, network, value, action_head, objective: what was handed over as objects when the run began.
         console: where progress is shown; None for silence.
@@ -249,7 +248,8 @@ def _continue(run: str | Path, total_steps: int | None, parts: "Parts", console:
             trainer.load_state_dict({**tensors, **state})
 
         def supersede() -> None:
-            metrics_until(directory / rundir.METRICS, trainer.iteration)  # refuses damage before anything changes
+            for _ in metrics_until(directory / rundir.METRICS, trainer.iteration):
+                pass  # damage is refused before anything changes
             checkpoint.supersede(source)
             rundir.write_info(directory, replace(info, config=config, launch=launch()))
 
@@ -301,7 +301,7 @@ def load_policy(
     """The policy of a run's last checkpoint, or of the given one, in evaluation mode.
 
     Args:
-        run: run directory, checkpoint in one, or `latest`.
+        run: run directory, checkpoint in one (`RUN/checkpoints/best` is its best), or `latest`.
         network, value, action_head: what was handed over as objects when the run began.
         device: where to put it.
 
@@ -462,5 +462,5 @@ def _damage_named(source: Path) -> Generator[None]:
     """Turns what goes wrong while a state is loaded into an error that names the checkpoint."""
     try:
         yield
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{source} doesn't fit the run that its config describes: {error}") from error

@@ -3,8 +3,12 @@
 import hashlib
 import json
 import os
+import re
+import reprlib
 import shutil
-from collections.abc import Mapping
+import warnings
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +17,15 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from levelhead.errors import CheckpointError
+from levelhead.files import LIMIT, open_regular, parse, read_small, storing
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
 FORMAT = 1
+BEST = "best"
+"""The name under `checkpoints/` that means the best one."""
+CHUNK = 1 << 20
+"""Bytes that are hashed at once."""
 
 
 def save(run: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> Path:
@@ -26,18 +35,20 @@ def save(run: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], stat
         run: the run directory.
         step: environment steps so far.
         tensors: by file; each becomes `<name>.safetensors`.
-        state: JSON values.
+        state: JSON values; `score`, if there is one, decides which checkpoint is the best.
 
     Returns:
         The checkpoint's directory. One of the same step that is already there stays as it is: a run is at one state at
         a step, and a moment without the old one and the new one would be a moment to lose both.
+
+    Raises:
+        StorageError: it cannot be written, as on a full disk; nothing of it is left, and all others are as they were.
     """
     final = run / "checkpoints" / f"step-{step:012d}"
+    for unfinished in final.parent.glob(".step-*"):  # saved or deleted by half, when a process was killed
+        shutil.rmtree(unfinished, ignore_errors=True)
     if final.exists():
         return final
-    partial = final.with_name(f".{final.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     files = {
         f"{name}.safetensors": safetensors.torch.save({k: x.detach().cpu().contiguous() for k, x in group.items()})
         for name, group in tensors.items()
@@ -45,45 +56,35 @@ def save(run: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], stat
     files[STATE] = _encode({"step": step, **state})
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     files[MANIFEST] = _encode({"format": FORMAT, "sha256": hashes})
-    for name, data in files.items():
-        _write_synced(partial / name, data)
-    _sync_directory(partial)
-    partial.rename(final)
-    _sync_directory(final.parent)
+    partial = final.with_name(f".{final.name}.partial")
+    with storing(final):
+        try:
+            _write(partial, files)
+            partial.rename(final)
+        except OSError:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        _sync_directory(final.parent)
     return final
 
 
 def load(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     """Tensors by file, and the state, of a checkpoint directory, every file checked against the manifest first.
 
+    Whatever the files hold, none of it is run, and no more is held in memory than tensors and `LIMIT` bytes of JSON.
+
     Raises:
         CheckpointError: something is missing, damaged or unknown. Names the file, and the checkpoint before this one.
     """
     try:
-        manifest = _decode(path / MANIFEST, _read(path / MANIFEST))
-        if manifest.get("format") != FORMAT:
-            raise CheckpointError(
-                f"{path / MANIFEST} has format {manifest.get('format')!r}; this version reads {FORMAT}"
-            )
-        hashes = manifest.get("sha256")
-        if not isinstance(hashes, dict) or STATE not in hashes:
-            raise CheckpointError(f"{path / MANIFEST} lists no {STATE}: damaged")
-        files: dict[str, bytes] = {}
-        for name, expected in hashes.items():
-            if Path(name).name != name:
-                raise CheckpointError(f"{path / MANIFEST} names a file outside its directory: {name}")
-            files[name] = _read(path / name)
-            if hashlib.sha256(files[name]).hexdigest() != expected:
-                raise CheckpointError(f"{path / name} is damaged: its SHA-256 is not the one in {MANIFEST}")
-        state = _decode(path / STATE, files.pop(STATE))
-        if not isinstance(state.get("step"), int):
-            raise CheckpointError(f"{path / STATE} is damaged: it lacks the step")
-        tensors = {name.removesuffix(".safetensors"): _tensors(path / name, data) for name, data in files.items()}
+        hashes = _hashes(path)
+        state = _state(path, hashes)
+        names = [name for name in hashes if name != STATE]
+        return {name.removesuffix(".safetensors"): _tensors(path / name, hashes) for name in names}, state
     except CheckpointError as error:
         before = [p for p in checkpoints(path.parent.parent) if p.name < path.name]
         offer = f". The one before it: {before[-1]}" if before else ""
         raise CheckpointError(f"{error}{offer}") from error
-    return tensors, state
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -91,13 +92,50 @@ def checkpoints(run: Path) -> list[Path]:
     return sorted(p for p in (run / "checkpoints").glob("step-*") if p.is_dir())
 
 
+def best(run: Path) -> Path | None:
+    """The checkpoint with the highest score, the latest of several; None where none has one.
+
+    Raises:
+        CheckpointError: what one says of its score is damaged, so that it might be the best.
+    """
+    scores = {path: _state(path, _hashes(path)).get("score") for path in checkpoints(run)}
+    return max(
+        (path for path, score in scores.items() if score is not None), key=lambda p: (scores[p], p), default=None
+    )
+
+
+def prune(run: Path, last: int) -> None:
+    """Deletes all checkpoints but the last so many and the best one. Where that is in doubt, all stay, with a warning.
+
+    Raises:
+        StorageError: the directory cannot be changed.
+    """
+    every = checkpoints(run)
+    try:
+        kept = {*every[-last:], best(run)}
+    except CheckpointError as error:
+        warnings.warn(f"no checkpoint is deleted: {error}", stacklevel=2)
+        return
+    for path in every:
+        if path not in kept:
+            deleted = path.with_name(f".{path.name}.deleted")
+            with storing(path):
+                path.rename(deleted)  # what is killed from here on is no half a checkpoint
+                _sync_directory(path.parent)
+            shutil.rmtree(deleted, ignore_errors=True)
+
+
 def resolve(path: Path) -> Path:
-    """The checkpoint that `path` means: itself, or the last one of a run directory.
+    """The checkpoint that `path` means: itself, the last one of a run directory, or its best, `checkpoints/best`.
 
     Raises:
         CheckpointError: there is none.
     """
     path = path.absolute()
+    if path.parent.name == "checkpoints" and path.name == BEST:
+        if (found := best(path.parent.parent)) is None:
+            raise CheckpointError(f"{path} is unknown: no checkpoint there was saved with a score")
+        return found
     named_as_one = path.parent.name == "checkpoints" and path.name.startswith("step-")
     if named_as_one or (path / MANIFEST).exists():
         return path
@@ -116,35 +154,82 @@ def supersede(path: Path) -> None:
         if later.name > path.name:
             set_aside = later.with_name(f"superseded-{later.name}")
             shutil.rmtree(set_aside, ignore_errors=True)
-            later.rename(set_aside)
+            with storing(later):
+                later.rename(set_aside)
 
 
 def _encode(value: Any) -> bytes:
     return json.dumps(value, indent=1, allow_nan=False).encode()
 
 
-def _decode(path: Path, data: bytes) -> dict[str, Any]:
-    try:
-        value = json.loads(data)
-    except ValueError as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} is damaged: not a JSON object")
-    return value
+def _hashes(path: Path) -> dict[str, str]:
+    """SHA-256 by file name, as the manifest of a checkpoint lists them."""
+    with _naming(path / MANIFEST):
+        manifest = parse(read_small(path / MANIFEST))
+    if manifest.get("format") != FORMAT:
+        found = reprlib.repr(manifest.get("format"))
+        raise CheckpointError(f"{path / MANIFEST} has format {found}; this version reads {FORMAT}")
+    hashes = manifest.get("sha256")
+    if not isinstance(hashes, dict) or STATE not in hashes:
+        raise CheckpointError(f"{path / MANIFEST} lists no {STATE}: damaged")
+    for name in hashes:
+        if name != STATE and not re.fullmatch(r"\w+\.safetensors", name):
+            raise CheckpointError(
+                f"{path / MANIFEST} names a file outside its directory, or of another kind: {reprlib.repr(name)}"
+            )
+    return hashes
 
 
-def _read(path: Path) -> bytes:
+def _state(path: Path, hashes: Mapping[str, str]) -> dict[str, Any]:
+    """What `state.json` of a checkpoint says, checked against the manifest."""
+    with _naming(path / STATE):
+        data = read_small(path / STATE)
+        _require_hash(path / STATE, hashlib.sha256(data), hashes)
+        state = parse(data)
+        if not isinstance(state.get("step"), int):
+            raise ValueError("it lacks the step")
+        if not isinstance(state.get("score"), float | int | None):
+            raise ValueError("its score is no number")
+    return state
+
+
+def _tensors(path: Path, hashes: Mapping[str, str]) -> dict[str, Tensor]:
+    with _naming(path):
+        sha = hashlib.sha256()
+        with open_regular(path) as file:
+            header = int.from_bytes(file.read(8), "little")
+            file.seek(0)
+            while chunk := file.read(CHUNK):
+                sha.update(chunk)
+        _require_hash(path, sha, hashes)
+        if header > LIMIT:
+            raise ValueError(f"a header of {header:,} bytes")
+        return safetensors.torch.load_file(path)
+
+
+def _require_hash(path: Path, found: "hashlib._Hash", hashes: Mapping[str, str]) -> None:
+    if found.hexdigest() != hashes[path.name]:
+        raise CheckpointError(f"{path} is damaged: its SHA-256 is not the one in {MANIFEST}")
+
+
+@contextmanager
+def _naming(path: Path) -> Generator[None]:
+    """Around reading: errors become one that names the file."""
     try:
-        return path.read_bytes()
+        yield
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
-
-
-def _tensors(path: Path, data: bytes) -> dict[str, Tensor]:
-    try:
-        return safetensors.torch.load(data)
-    except SafetensorError as error:
+        listed = "" if path.name == MANIFEST else f" ({MANIFEST} lists it)"
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}{listed}") from error
+    except (KeyError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
+
+
+def _write(directory: Path, files: Mapping[str, bytes]) -> None:
+    """A new directory with these files, on the disk when this returns."""
+    directory.mkdir(parents=True)
+    for name, data in files.items():
+        _write_synced(directory / name, data)
+    _sync_directory(directory)
 
 
 def _write_synced(path: Path, data: bytes) -> None:

@@ -18,7 +18,7 @@ from rich.console import Console
 from levelhead import __version__, api, rundir
 from levelhead.config import Config, ObjectiveKind, TargetKind
 from levelhead.distributed import is_first, process_group
-from levelhead.errors import CheckpointError, ConfigError, RankError, TrainingFault
+from levelhead.errors import CheckpointError, ConfigError, RankError, StorageError, TrainingFault
 from levelhead.evaluation import Report
 from levelhead.presets import PresetKind, preset
 from levelhead.schedules import Schedule, schedule
@@ -31,7 +31,7 @@ USAGE = """usage: levelhead COMMAND ...
   resume RUN       continue a run from its last checkpoint
   list             the runs under runs/, with their last scores
 
-RUN is a run directory, a checkpoint in one, or 'latest'.
+RUN is a run directory, a checkpoint in one (its best: RUN/checkpoints/best), or 'latest'.
 `levelhead COMMAND --help` lists the options of a command; `levelhead train ENV_ID --help` with that environment's
 presets."""
 
@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         status = _dispatch(given, console)
     except (ConfigError, CheckpointError) as error:
         status = _complain(error, BAD_USAGE)
-    except (TrainingFault, RankError) as error:
+    except (TrainingFault, RankError, StorageError) as error:
         status = _complain(error, FAULT)
     except KeyboardInterrupt:
         status = _complain("interrupted", INTERRUPTED)
@@ -227,7 +227,7 @@ def _list(console: Console) -> int:
     for directory in runs:
         last = rundir.last_metrics(directory)
         score = last.get("rollout/ep_rew_mean")
-        shown = "no episode yet" if score is None else f"return {score:.1f}"
+        shown = f"return {score:.1f}" if isinstance(score, float | int) else "no episode yet"
         _say(console, f"{directory}  step {last.get('step', 0)}  {shown}")
     return DONE
 

@@ -34,6 +34,7 @@ Bounds = Literal["clip", "rescale"]
 SigmaKind = Literal["fixed", "scheduled", "independent", "conditioned"]
 MemoryKind = Literal["none", "lstm", "gru"]
 Place = Literal["before", "after"]
+WriteFailure = Literal["stop", "warn"]
 Sharing = Literal["shared", "separate"]
 
 
@@ -450,6 +451,13 @@ class Config:
     """Environment steps between checkpoints; a tenth of the run, but at least 50,000, where not given; 0 for the last
     one alone. Environments start new episodes at each, so that a resumed run and one that went on see the same: an
     interval in which no episode ends leaves nothing to learn of ends."""
+    keep_checkpoints: int | None = None
+    """How many of the last checkpoints are kept, beside the best one, checkpoints/best; all where not given. The best
+    is that with the highest rollout/ep_rew_mean; where evaluations run, the highest eval/mean_return among those that
+    were saved in the iteration of one."""
+    write_failure: WriteFailure = "stop"
+    """What follows when a checkpoint or metrics cannot be written, as on a full disk: training stops, or goes on with a
+    warning. Without the checkpoint at its end it never ends well."""
     imports: Annotated[tuple[str, ...], tyro.conf.arg(name="import")] = ()
     """Modules to import first: the way to register environments of your own."""
     env: EnvConfig = EnvConfig()
@@ -471,6 +479,8 @@ class Config:
             _require(name, getattr(self, name), getattr(self, name) >= 0, "0 or more")
         every = self.checkpoint_every
         _require("checkpoint_every", every, every is None or every >= 0, "0 or more")
+        kept = self.keep_checkpoints  # the one before the last is for when that is damaged
+        _require("keep_checkpoints", kept, kept is None or kept >= 2, "2 or more")
         scale = self.reward_scale
         _require("reward_scale", scale, math.isfinite(scale) and scale > 0, "a positive number")
         clip = self.clip_reward

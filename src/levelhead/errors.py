@@ -19,3 +19,7 @@ class RankError(LevelheadError):
 
 class CheckpointError(LevelheadError):
     """A checkpoint that is missing, damaged or made for something else."""
+
+
+class StorageError(LevelheadError):
+    """Something could not be written, as on a full disk; the message names the path and the reason."""

@@ -16,7 +16,7 @@ from levelhead import checkpoint, rundir
 from levelhead.accelerate import NativeEpochs
 from levelhead.config import Config
 from levelhead.distributed import from_first, gathered_values, is_first, leave_word, ranks
-from levelhead.errors import TrainingFault
+from levelhead.errors import StorageError, TrainingFault
 from levelhead.oscillation import OscillationWatch
 from levelhead.threads import Threads
 from levelhead.trainer import Iteration, Trainer
@@ -40,17 +40,18 @@ def run_loop(
 
     Raises:
         TrainingFault: something was not finite; the state from before is saved.
+        StorageError: a checkpoint or metrics cannot be written, and `config` doesn't let training go on all the same.
     """
-    writers = _writers(trainer, config, directory, console) if is_first() else []
+    writers: list[Writer] = []
+    from_first(lambda: writers.extend(_writers(trainer, config, directory, console)))
+    forgiving = config.write_failure == "warn"
     oscillation = OscillationWatch()
     threads = Threads(config.threads, partial(_use_threads, trainer))
     with _interruption() as interrupted:
         try:
             for iteration in trainer:
-                if _due(iteration, config.eval_every) and is_first():
-                    iteration.metrics.update(score())
-                for writer in writers:
-                    writer.write(iteration)
+                evaluated = score if _due(iteration, config.eval_every) else None
+                from_first(partial(_report, iteration, evaluated, writers, forgiving))
                 if (message := oscillation(iteration.metrics, iteration.steps)) and is_first():
                     warnings.warn(message, stacklevel=2)
                 found = threads.note(iteration.metrics["time/fps"])
@@ -58,12 +59,13 @@ def run_loop(
                     console.print(found, highlight=False)
                 stop = any(gathered_values(interrupted.is_set()))
                 if trainer.done or stop or _due(iteration, config.checkpoint_interval):
-                    _save(trainer, directory)
+                    with _forgiving(forgiving and not trainer.done and not stop):
+                        _save(trainer, config, directory, iteration)
                     trainer.restart_episodes()
                 if stop:
                     break
         except TrainingFault as fault:
-            raise TrainingFault(f"{fault}; state saved as {_save(trainer, directory)}") from fault
+            raise TrainingFault(f"{fault}; {_saved(trainer, config, directory)}") from fault
         finally:
             for writer in writers:
                 writer.close()
@@ -101,13 +103,55 @@ def _due(iteration: Iteration, every: int) -> bool:
     return every > 0 and iteration.step // every > (iteration.step - iteration.steps) // every
 
 
-def _save(trainer: Trainer, directory: Path) -> Path:
-    """What all ranks have in common, written by the first."""
+def _report(
+    iteration: Iteration, score: Callable[[], dict[str, float]] | None, writers: list[Writer], forgiving: bool
+) -> None:
+    """What the first rank does after every iteration, for all: evaluates if it is time to, and writes."""
+    if score is not None:
+        iteration.metrics.update(score())
+    for writer in writers:
+        with _forgiving(forgiving):
+            writer.write(iteration)
+
+
+@contextmanager
+def _forgiving(forgiving: bool) -> Generator[None]:
+    """Around writing: a warning in place of an error, where that is asked for."""
+    try:
+        yield
+    except StorageError as error:
+        if not forgiving:
+            raise
+        warnings.warn(f"{error}; training goes on", stacklevel=1)
+
+
+def _save(trainer: Trainer, config: Config, directory: Path, iteration: Iteration | None) -> Path:
+    """What all ranks have in common, written by the first, and old checkpoints deleted.
+
+    Its score is that of the iteration that it was saved in.
+    """
     leave_word(f"saving after iteration {trainer.iteration}")
     trainer.require_equal()
     state = trainer.state_dict()
     tensors = {name: state[name] for name in ("policy", "optimizer", "advantage", "rewards")}
-    return from_first(lambda: checkpoint.save(directory, trainer.step, tensors, {"progress": state["progress"]}))
+    metric = "eval/mean_return" if config.eval_every else "rollout/ep_rew_mean"
+    score = None if iteration is None else iteration.metrics.get(metric)
+
+    def write() -> Path:
+        path = checkpoint.save(directory, trainer.step, tensors, {"score": score, "progress": state["progress"]})
+        if config.keep_checkpoints is not None:
+            checkpoint.prune(directory, config.keep_checkpoints)
+        return path
+
+    return from_first(write)
+
+
+def _saved(trainer: Trainer, config: Config, directory: Path) -> str:
+    """Saves after a fault, and says where, or why not."""
+    try:
+        return f"state saved as {_save(trainer, config, directory, None)}"
+    except StorageError as error:
+        return f"state not saved: {error}"
 
 
 @contextmanager

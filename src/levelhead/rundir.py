@@ -1,6 +1,7 @@
 """The run directory: what is in it, and how to find one."""
 
 import json
+import os
 import platform
 import subprocess
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 
 import gymnasium as gym
 
-from levelhead import spaces
+from levelhead import checkpoint, files, spaces
 from levelhead.config import Config
 from levelhead.errors import ConfigError
 from levelhead.serialize import from_json, to_json
@@ -73,7 +74,7 @@ def of_launch(config: Config, launch: str | None) -> Path | None:
     candidates = sorted(parent.glob(f"*/{CONFIG}")) if config.run_dir is None else [config.run_dir / CONFIG]
     for path in reversed(candidates):
         try:
-            if launch is not None and json.loads(path.read_text())["launch"] == launch:
+            if launch is not None and files.parse(files.read_small(path))["launch"] == launch:
                 return path.parent
         except (OSError, ValueError, KeyError, TypeError):  # none of ours
             continue
@@ -81,7 +82,11 @@ def of_launch(config: Config, launch: str | None) -> Path | None:
 
 
 def write_info(directory: Path, info: RunInfo) -> None:
-    """Writes `config.json`, with the versions that the run was made with."""
+    """Writes `config.json`, with the versions that the run was made with.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
     document = {
         "config": to_json(info.config),
         "observation_space": spaces.to_json(info.observation_space),
@@ -95,9 +100,7 @@ def write_info(directory: Path, info: RunInfo) -> None:
         },
         "git_commit": _git_commit(),
     }
-    partial = directory / f".{CONFIG}.partial"
-    partial.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
-    partial.replace(directory / CONFIG)
+    files.replace(directory / CONFIG, [json.dumps(document, indent=1, allow_nan=False).encode(), b"\n"])
 
 
 def read_info(directory: Path) -> RunInfo:
@@ -108,7 +111,7 @@ def read_info(directory: Path) -> RunInfo:
     """
     path = directory / CONFIG
     try:
-        document = json.loads(path.read_text())
+        document = files.parse(files.read_small(path))
         return RunInfo(
             from_json(Config, document["config"], str(path)),
             spaces.from_json(document["observation_space"]),
@@ -121,22 +124,27 @@ def read_info(directory: Path) -> RunInfo:
         raise ConfigError(f"{directory} is not a run directory: {CONFIG} cannot be read ({error.strerror})") from error
     except ConfigError:
         raise
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise ConfigError(f"{path} is damaged: {error!r}") from error
 
 
 def all_runs() -> list[Path]:
     """Every run under `runs/`, the newest last."""
-    return [p.parent for p in sorted(ROOT.glob(f"**/{CONFIG}"), key=lambda p: p.stat().st_mtime_ns)]
+    return [p.parent for p in sorted(ROOT.glob(f"**/{CONFIG}"), key=lambda p: p.lstat().st_mtime_ns)]
 
 
 def last_metrics(directory: Path) -> dict[str, Any]:
     """The last whole line of `metrics.jsonl`; empty where there is none."""
-    path = directory / METRICS
-    for line in reversed(path.read_text().splitlines() if path.exists() else []):
+    try:
+        with files.open_regular(directory / METRICS) as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - files.LIMIT))
+            lines = file.read(files.LIMIT).splitlines()
+    except OSError:  # none yet; and that something is amiss with it, `resume` says
+        return {}
+    for line in reversed(lines):
         try:
-            return json.loads(line)
-        except ValueError:  # torn, or damaged: `resume` is who says so
+            return files.parse(line)
+        except ValueError:  # torn, or damaged
             continue
     return {}
 
@@ -149,7 +157,7 @@ def find(name: str | Path) -> Path:
     """
     if str(name) != "latest":
         path = Path(name)
-        if not path.exists():
+        if not (path.parent if path.name == checkpoint.BEST else path).exists():
             raise ConfigError(f"{path} doesn't exist; accepted: a run directory, a checkpoint in one, or 'latest'")
         return path
     saved = [run for run in all_runs() if any((run / "checkpoints").glob("step-*"))]

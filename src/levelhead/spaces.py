@@ -13,6 +13,8 @@ from levelhead.tree import Tree, paths, tree_leaves, tree_map
 
 Space = gym.Space[Any]
 CHOICES = (gym.spaces.Discrete, gym.spaces.MultiDiscrete, gym.spaces.MultiBinary)
+LARGEST = 1 << 26
+"""Entries of a box that is read from a file, at most."""
 
 
 def space_tree(space: Space) -> Tree:
@@ -176,5 +178,7 @@ def _bound_to_json(bound: npt.NDArray[Any]) -> list[float | str]:
 
 
 def _bound_from_json(values: list[float | str], shape: list[int], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    if math.prod(shape) > LARGEST:
+        raise ValueError(f"a box of shape {shape}; accepted: at most {LARGEST:,} entries")
     flat = np.array([float(x) if isinstance(x, str) else x for x in values], dtype)
     return np.broadcast_to(flat, math.prod(shape)).reshape(shape)

@@ -1,9 +1,13 @@
 """Where metrics go: a file of JSON lines, TensorBoard, and the console."""
 
 import json
+import os
+import platform
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from datetime import timedelta
+from itertools import count
 from pathlib import Path
 
 from rich.console import Console
@@ -12,14 +16,19 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]  # generated
-from tensorboard.summary.writer.event_file_writer import EventFileWriter
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from levelhead.errors import CheckpointError
+from levelhead.files import LIMIT, Appended, open_regular, parse, replace, storing
 from levelhead.trainer import Iteration
 
 
 class Writer(ABC):
-    """Takes every iteration, as soon as it is done."""
+    """Takes every iteration, as soon as it is done.
+
+    Raises:
+        StorageError: (in a file's methods) it cannot be written; what it held before is whole.
+    """
 
     @abstractmethod
     def write(self, iteration: Iteration) -> None: ...
@@ -38,38 +47,39 @@ class JsonlWriter(Writer):
     """
 
     def __init__(self, path: Path, iteration: int = 0) -> None:
-        kept = metrics_until(path, iteration)
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_text("".join(kept))
-        partial.replace(path)
-        self._file = path.open("a")
+        replace(path, metrics_until(path, iteration))
+        self._file = Appended(path)
 
     def write(self, iteration: Iteration) -> None:
         line = {"step": iteration.step, "iteration": iteration.iteration, **iteration.metrics}
-        self._file.write(json.dumps(line, allow_nan=False) + "\n")
-        self._file.flush()
+        self._file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
 
     def close(self) -> None:
         self._file.close()
 
 
-def metrics_until(path: Path, iteration: int) -> list[str]:
+def metrics_until(path: Path, iteration: int) -> Iterator[bytes]:
     """The lines of `metrics.jsonl` up to an iteration; none where there is no file yet. A torn last line is dropped.
 
     Raises:
-        CheckpointError: a complete line is damaged.
+        CheckpointError: (while iterating) the file cannot be read, or a complete line is damaged.
     """
-    lines: list[str] = []
-    for number, line in enumerate(path.read_text().splitlines(keepends=True) if path.exists() else (), start=1):
-        if not line.endswith("\n"):
-            break
-        try:
-            if json.loads(line)["iteration"] > iteration:
-                break
-        except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{path} is damaged in line {number}: {error!r}") from error
-        lines.append(line)
-    return lines
+    if not path.exists():
+        return
+    try:
+        with open_regular(path) as file:
+            for number in count(1):
+                line = file.readline(LIMIT)
+                if len(line) < LIMIT and not line.endswith(b"\n"):
+                    return
+                try:
+                    if parse(line)["iteration"] > iteration:
+                        return
+                except (KeyError, TypeError, ValueError) as error:
+                    raise CheckpointError(f"{path} is damaged in line {number}: {error!r}") from error
+                yield line
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
 
 
 class TensorBoardWriter(Writer):
@@ -81,18 +91,24 @@ class TensorBoardWriter(Writer):
     """
 
     def __init__(self, directory: Path, step: int = 0) -> None:
-        self._writer = EventFileWriter(str(directory), flush_secs=10)
+        with storing(directory):
+            directory.mkdir(exist_ok=True)
+        # As TensorBoard's own writer names it, whose thread would keep errors to itself; more precisely, as it sorts.
+        name = f"events.out.tfevents.{time.time():017.6f}.{platform.node()}.{os.getpid()}"
+        self._file = Appended(directory / name)
+        self._write(file_version="brain.Event:2")
         if step:
-            start = SessionLog(status=SessionLog.START)
-            self._writer.add_event(Event(wall_time=time.time(), step=step + 1, session_log=start))
+            self._write(step=step + 1, session_log=SessionLog(status=SessionLog.START))
 
     def write(self, iteration: Iteration) -> None:
         values = [Summary.Value(tag=name, simple_value=x) for name, x in iteration.metrics.items()]
-        event = Event(wall_time=time.time(), step=iteration.step, summary=Summary(value=values))
-        self._writer.add_event(event)
+        self._write(step=iteration.step, summary=Summary(value=values))
+
+    def _write(self, **entry: object) -> None:
+        RecordWriter(self._file).write(Event(wall_time=time.time(), **entry).SerializeToString())
 
     def close(self) -> None:
-        self._writer.close()
+        self._file.close()
 
 
 COLUMNS = (

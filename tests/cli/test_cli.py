@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -254,6 +255,32 @@ def test_a_fault_ends_with_status_1_is_named_and_leaves_what_was_learned(cli, mo
     assert lh.load_policy("r").value_head.count == 1
     lines = [json.loads(line) for line in (workdir / "r/metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [32]
+
+
+def test_a_full_disk_ends_with_status_1_and_is_named_without_a_traceback(cli, no_room, tiny_options):
+    with no_room(40_000):
+        status, _, err = cli("train", "CartPole-v1", *tiny_options, "--run-dir", "r", "--network.actor", 128, 128)
+    assert status == 1
+    assert err.startswith("levelhead: ")
+    assert err.endswith("r/checkpoints/step-000000000032 cannot be written: File too large")
+
+
+def test_a_full_disk_is_a_warning_where_that_is_asked_for(cli, no_room, tiny_options):
+    wide = ["--run-dir", "r", "--network.actor", 128, 128, "--write-failure", "warn"]
+    with no_room(40_000), warnings.catch_warnings():
+        warnings.simplefilter("always")
+        status, _, err = cli("train", "CartPole-v1", *tiny_options, *wide)
+    warning = r"levelhead: warning: r/\S+32 cannot be written: File too large; training goes on"
+    assert re.fullmatch(warning + r" levelhead: r/\S+64 cannot be written: File too large", err)
+    assert status == 1  # as the last one could not be written either
+
+
+def test_the_best_checkpoint_is_played_by_name(cli, run):
+    best = checkpoint.best(run)
+    assert cli("eval", run / "checkpoints/best", "--episodes", "3") == cli("eval", best, "--episodes", "3")
+    status, _, err = cli("eval", run.parent / "nowhere/checkpoints/best")
+    assert status == 2
+    assert "doesn't exist" in err
 
 
 @pytest.mark.usefixtures("interruptible")

@@ -20,7 +20,7 @@ OPTIONS = {
     "critic.epochs-after", "critic.epochs-before", "critic.joint", "critic.minibatches", "critic.no-joint",
     "backend", "device", "engine",
     "env.kwargs", "env.max-restarts", "env.timeout", "env.workers",
-    "eval-episodes", "eval-every", "head.beta", "import", "memory.kind", "memory.place",
+    "eval-episodes", "eval-every", "head.beta", "import", "keep-checkpoints", "memory.kind", "memory.place",
     "memory.sharing", "memory.size", "network.activation", "network.actor", "network.critic",
     "network.image-encoder", "network.no-normalize-observation", "network.normalize-observation", "network.shared",
     "no-normalize-reward", "no-overlap", "normalize-reward", "num-envs", "num-steps", "objective", "optimizer.clip",
@@ -30,6 +30,7 @@ OPTIONS = {
     "ppo.dual-clip", "ppo.entropy-coef", "ppo.epochs", "ppo.freeze-actor", "ppo.gamma", "ppo.kl-check",
     "ppo.kl-limit", "ppo.kl-target", "ppo.lam", "ppo.minibatches", "ppo.n-step", "ppo.value-clip", "ppo.value-coef",
     "ppo.value-huber", "reward-scale", "run-dir", "seed", "targets", "threads", "total-steps", "value",
+    "write-failure",
     *(f"optimizer.{g}.{x}" for g in ("shared", "actor", "critic") for x in ("eps", "learning-rate", "max-grad-norm")),
 }  # fmt: skip
 
@@ -83,6 +84,8 @@ TEXTS = {
     "eval_every": ("10", 10),
     "eval_episodes": ("2", 2),
     "checkpoint_every": ("0", 0),
+    "keep_checkpoints": ("3", 3),
+    "write_failure": ("warn", "warn"),
     "imports": ("a b.c", ["a", "b.c"]),
     "env.kwargs": ('{"g": 5.0, "x": [true, null]}', {"g": 5.0, "x": [True, None]}),
     "network.shared": ("4 5", [4, 5]),

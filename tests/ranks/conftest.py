@@ -14,7 +14,8 @@ TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--rdzv-backend=c10d"
 
 def _start(ranks, *command, restarts=0, **options):
     launcher = (*TORCHRUN, f"--nproc-per-node={ranks}", f"--max-restarts={restarts}")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    paths = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
     return subprocess.Popen(
         [*launcher, *map(str, command)],
         env=environment,

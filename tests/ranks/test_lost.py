@@ -1,6 +1,7 @@
 """Ranks that die, hang, differ or break, and signals to all of them."""
 
 import json
+import re
 import signal
 import time
 
@@ -194,6 +195,30 @@ def test_parameters_that_have_drifted_apart_are_found_at_the_checkpoint(together
     assert status == 0, said
     assert "RankError after iteration 1 what ranks [1] have learned differs from rank 0's" in said
     assert not list(workdir.glob("runs/*/*/checkpoints/step-*"))
+
+
+FULL = """
+import os, resource, sys
+import levelhead as lh
+
+if os.environ["RANK"] == "0":
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), -1))
+network = lh.NetworkConfig(actor=(128, 128), critic=(8,))
+config = lh.Config("CartPole-v1", total_steps=96, num_envs=2, num_steps=16, checkpoint_every=32, network=network)
+try:
+    lh.train("CartPole-v1", config=config)
+except lh.StorageError as error:
+    print(f"rank {os.environ['RANK']} heard: {error}", flush=True)
+"""
+
+
+@pytest.mark.parametrize(("room", "name"), [(40_000, "checkpoints/step-000000000032"), (100, "config.json")])
+def test_a_disk_that_is_full_for_the_first_rank_ends_all_with_its_error(together, workdir, room, name):
+    (workdir / "full.py").write_text(FULL)
+    status, said = together(RANKS, "full.py", room, cwd=workdir)
+    assert status == 0, said
+    for rank in range(RANKS):
+        assert re.search(rf"rank {rank} heard: runs/\S+/{name} cannot be written: File too large", said), said
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
