@@ -125,6 +125,26 @@ def test_a_damaged_config_json_is_refused_by_name(run_copy, damage):
         lh.load_policy(run_copy)
 
 
+def test_loading_a_policy_imports_nothing_that_config_json_names(run_copy, module):
+    name = module("trap", "raise SystemExit('imported')")
+    path = run_copy / "config.json"
+    text = path.read_text().replace('"imports": []', f'"imports": ["{name}"]')
+    path.write_text(text.replace('"env_id": "CartPole-v1"', f'"env_id": "{name}:CartPole-v1"'))
+    assert lh.load_policy(run_copy)
+    with pytest.raises(SystemExit, match="imported"):
+        lh.resume(run_copy, total_steps=128)
+
+
+def test_a_network_larger_than_any_memory_is_refused_by_name(run_copy):
+    path = run_copy / "config.json"
+    document = json.loads(path.read_text())
+    document["config"]["network"]["actor"] = [10**15]
+    path.write_text(json.dumps(document))
+    for open_run in (lh.load_policy, lambda run: lh.resume(run, total_steps=128)):
+        with pytest.raises(lh.CheckpointError, match="step-000000000096 doesn't fit the run that its config describes"):
+            open_run(run_copy)
+
+
 @pytest.mark.parametrize("kind", ["link", "pipe"])
 def test_a_config_json_that_is_no_file_of_its_own_is_refused_by_name_without_waiting(run_copy, tmp_path, kind):
     path = run_copy / "config.json"

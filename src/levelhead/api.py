@@ -240,11 +240,10 @@ def _continue(run: str | Path, total_steps: int | None, parts: "Parts", console:
     with _opened(environment, config, place_shards(config)) as vec:
         if vec.tasks != info.tasks:
             raise ConfigError(f"this run was made with tasks {info.tasks}; the environments play {vec.tasks}")
-        policy = build_policy(
-            config, vec.observation_space, vec.action_space, parts.network, parts.value, vec.tasks, parts.action_head
-        )
-        trainer = build_trainer(config, vec, policy, parts.objective)
         with _damage_named(source):
+            spaces = vec.observation_space, vec.action_space
+            policy = build_policy(config, *spaces, parts.network, parts.value, vec.tasks, parts.action_head)
+            trainer = build_trainer(config, vec, policy, parts.objective)
             trainer.load_state_dict({**tensors, **state})
 
         def supersede() -> None:
@@ -314,8 +313,9 @@ def load_policy(
     _require_parts(info, {"network": network, "value": value, "action_head": action_head})
     tensors, _ = checkpoint.load(source)
     config = replace(info.config, device=device)
-    policy = build_policy(config, info.observation_space, info.action_space, network, value, info.tasks, action_head)
+    spaces = info.observation_space, info.action_space
     with _damage_named(source):
+        policy = build_policy(config, *spaces, network, value, info.tasks, action_head)
         policy.load_state_dict(tensors["policy"])
     return policy.eval()
 
@@ -462,5 +462,7 @@ def _damage_named(source: Path) -> Generator[None]:
     """Turns what goes wrong while a state is loaded into an error that names the checkpoint."""
     try:
         yield
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
+    except ConfigError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, MemoryError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{source} doesn't fit the run that its config describes: {error}") from error
