@@ -18,6 +18,7 @@ from levelhead.collector import Collector
 from levelhead.config import MemoryConfig, PPOConfig
 from levelhead.envs import GymnasiumVecEnv, Step, TensorCartPole, make_gymnasium
 from levelhead.errors import ConfigError
+from levelhead.returns import gae
 from levelhead.tree import tree_leaves
 from parts import HostReads, features_of
 from toys import (
@@ -185,6 +186,22 @@ def test_a_reset_starts_new_episodes_and_keeps_the_record():
     collector.collect(1)
     collector.record(collector.episodes())
     assert [list(x) for x in (*collector.lengths, *collector.returns)] == [[5, 5, 5, 5]] * 2
+
+
+@every_mode
+def test_an_episode_that_a_reset_cuts_is_bootstrapped_from_what_would_have_followed(mode):
+    # At a checkpoint nothing needs to be marked as truncated: a rollout's last row is bootstrapped in any case.
+    collector = Collector(counting_envs(mode, [((100, "t"),)]), readout(), 7, seed=1)
+    rollout = collector.collect(0)
+    successor = rollout.observation[-1, 0, 0] + 1
+    collector.reset(1)
+    ends = rollout.terminated | rollout.truncated
+    assert not ends.any()
+    _, target = gae(rollout.reward, rollout.value, rollout.next_value, ends, ends, gamma=1.0, lam=1.0)
+    assert_close(target[:, 0], rollout.reward.flip(0).cumsum(0).flip(0)[:, 0] + 3 * successor)
+    following = collector.collect(1)
+    assert following.begins[0].all()
+    assert following.observation[0].tolist() == [[0.0]]
 
 
 def test_episodes_start_differently_after_every_reset_as_seed_and_iteration_decide():

@@ -39,8 +39,11 @@ def test_an_occupied_run_dir_is_refused_and_left_alone(tiny, workdir, occupied):
     assert sum(1 for p in workdir.rglob("*") if p.is_file()) == 1
 
 
-def test_an_empty_run_dir_is_taken(tiny, workdir):
+@pytest.mark.parametrize("killed", [False, True])
+def test_an_empty_run_dir_is_taken_and_so_is_one_whose_run_was_killed_as_it_began(tiny, workdir, killed):
     (workdir / "mine").mkdir()
+    if killed:
+        (workdir / "mine" / ".config.json.partial").write_text('{"config": {')
     assert rundir.create(tiny(run_dir=workdir / "mine")) == workdir / "mine"
 
 

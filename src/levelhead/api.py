@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib
+import warnings
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -154,11 +155,12 @@ def train(
         return _begin(config, env, parts, console)
 
 
-def _begin(config: Config, env: AnyEnv, parts: "Parts", console: Console | None) -> Run:
-    """A new run; or the one that the same `torchrun` call had begun before it lost a process."""
+def _begin(config: Config, env: AnyEnv, parts: "Parts", console: Console | None, before: Path | None = None) -> Run:
+    """A new run, in the directory of one `before` it; or the one that the same `torchrun` call had begun before it lost
+    a process."""
     require_same(_common_ground(config))
     be_patient(config.parallel.timeout)
-    before = from_first(lambda: rundir.of_launch(config, launch()) if restarted() else None)
+    before = before or from_first(lambda: rundir.of_launch(config, launch()) if restarted() else None)
     if before is not None and from_first(lambda: bool(checkpoint.checkpoints(before))):
         return _continue(before, None, parts, console)
     prepare(config)
@@ -190,7 +192,8 @@ def resume(
     objective: Objective | None = None,
     console: Console | None = None,
 ) -> Run:
-    """Continues a run from its last checkpoint, or from the given one, in the same directory.
+    """Continues a run from its last checkpoint, or from the given one, in the same directory; one that ended before its
+    first begins anew there, with a warning.
 
     A run that was killed outright ends with the same parameters as one that never was. One that a signal ended goes on
     from the moment at which it was saved, with new episodes.
@@ -207,7 +210,31 @@ def resume(
     """
     parts = Parts(env, network, value, action_head, objective)
     with process_group():
-        return _continue(run, total_steps, parts, console)
+        unsaved = from_first(lambda: _unsaved(run, total_steps, parts))
+        if unsaved is None:
+            return _continue(run, total_steps, parts, console)
+        directory, config = unsaved
+        environment = config.env_id if env is None else env
+        _require_consistent(environment, config, config.num_envs)
+        return _begin(config, environment, parts, console, directory)
+
+
+def _unsaved(run: str | Path, total_steps: int | None, parts: "Parts") -> tuple[Path, Config] | None:
+    """The directory and config of a run that never came to a checkpoint; None of others."""
+    directory = rundir.find(run)
+    # Whatever lies there under another name was a checkpoint once, and is no reason to forget all.
+    if any((directory / "checkpoints").glob("[!.]*")) or not (directory / rundir.CONFIG).exists():
+        return None
+    config = _info(directory, total_steps, parts).config
+    warnings.warn(f"{directory} has no checkpoint: the run begins anew", stacklevel=2)
+    return directory, config
+
+
+def _info(directory: Path, total_steps: int | None, parts: "Parts") -> RunInfo:
+    """What is known of a run that is to go on, with its new end."""
+    info = rundir.read_info(directory)
+    _require_parts(info, parts.by_name)
+    return info if total_steps is None else replace(info, config=replace(info.config, total_steps=total_steps))
 
 
 class _Saved(NamedTuple):
@@ -223,13 +250,10 @@ class _Saved(NamedTuple):
 def _continue(run: str | Path, total_steps: int | None, parts: "Parts", console: Console | None) -> Run:
     def read() -> _Saved:
         source = checkpoint.resolve(rundir.find(run))
-        info = rundir.read_info(source.parent.parent)
-        _require_parts(info, parts.by_name)
-        return _Saved(source, info, *checkpoint.load(source))
+        return _Saved(source, _info(source.parent.parent, total_steps, parts), *checkpoint.load(source))
 
     source, info, tensors, state = from_first(read)
-    directory, env = source.parent.parent, parts.env
-    config = info.config if total_steps is None else replace(info.config, total_steps=total_steps)
+    directory, env, config = source.parent.parent, parts.env, info.config
     if state["step"] >= config.total_steps:
         raise ConfigError(f"{source} has taken {state['step']} of {config.total_steps} steps: give more total steps")
     require_same(_common_ground(config))
@@ -250,7 +274,7 @@ def _continue(run: str | Path, total_steps: int | None, parts: "Parts", console:
             for _ in metrics_until(directory / rundir.METRICS, trainer.iteration):
                 pass  # damage is refused before anything changes
             checkpoint.supersede(source)
-            rundir.write_info(directory, replace(info, config=config, launch=launch()))
+            rundir.write_info(directory, replace(info, launch=launch()))
 
         from_first(supersede)
         interrupted = run_loop(trainer, config, directory, lambda: _score(policy, environment, config), console)

@@ -19,6 +19,8 @@ from levelhead.serialize import from_json, to_json
 
 ROOT = Path("runs")
 CONFIG = "config.json"
+PARTIAL = f".{CONFIG}.partial"
+"""All that there is where a run was killed at the moment at which it began."""
 METRICS = "metrics.jsonl"
 
 
@@ -52,7 +54,8 @@ def create(config: Config) -> Path:
 
 def _create(config: Config) -> Path:
     if config.run_dir is not None:
-        if config.run_dir.exists() and (not config.run_dir.is_dir() or any(config.run_dir.iterdir())):
+        path = config.run_dir
+        if path.exists() and (not path.is_dir() or any(found.name != PARTIAL for found in path.iterdir())):
             raise ConfigError(f"run_dir {config.run_dir} is not empty; accepted: a new or an empty directory")
         config.run_dir.mkdir(parents=True, exist_ok=True)
         return config.run_dir

@@ -97,8 +97,7 @@ class TensorBoardWriter(Writer):
         name = f"events.out.tfevents.{time.time():017.6f}.{platform.node()}.{os.getpid()}"
         self._file = Appended(directory / name)
         self._write(file_version="brain.Event:2")
-        if step:
-            self._write(step=step + 1, session_log=SessionLog(status=SessionLog.START))
+        self._write(step=step + 1, session_log=SessionLog(status=SessionLog.START))
 
     def write(self, iteration: Iteration) -> None:
         values = [Summary.Value(tag=name, simple_value=x) for name, x in iteration.metrics.items()]

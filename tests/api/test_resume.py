@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
 import levelhead as lh
@@ -180,6 +181,28 @@ def test_a_killed_process_loses_nothing_but_what_came_after_the_last_checkpoint(
     run = lh.resume("cut")
     assert run.step == 160
     assert outcome(run.directory) == outcome(whole.directory)
+
+
+def test_a_run_that_ended_before_its_first_checkpoint_begins_anew(tiny, outcome, workdir):
+    config = tiny(total_steps=192, num_envs=1, num_steps=32, checkpoint_every=128)
+    whole = lh.train(CARTPOLE, config=config)
+    with pytest.raises(Crash):
+        lh.train(partial(Crashing, 80), config=config, run_dir=workdir / "cut")
+    step_directory(workdir / "cut", 128).with_name(".step-000000000128.partial").mkdir(parents=True)
+    with pytest.warns(UserWarning, match="cut has no checkpoint: the run begins anew"):
+        run = lh.resume("cut", env=CARTPOLE)
+    assert outcome(run.directory) == outcome(whole.directory)
+    events = EventAccumulator(str(run.directory / "tb")).Reload()
+    assert [event.step for event in events.Scalars("value/std")] == [32 * i for i in range(1, 7)]
+
+
+def test_a_run_whose_checkpoints_were_all_set_aside_does_not_begin_anew(run_copy):
+    for path in checkpoint.checkpoints(run_copy):
+        path.rename(path.with_name(f"superseded-{path.name}"))
+    before = tree(run_copy)
+    with pytest.raises(lh.CheckpointError, match="neither a checkpoint nor a run directory with checkpoints"):
+        lh.resume(run_copy)
+    assert tree(run_copy) == before
 
 
 def test_custom_objects_continue_as_in_one_go(tiny, outcome, workdir):

@@ -1,12 +1,14 @@
 """Environments in processes tell the same story, and one that is lost is noticed, replaced and counted."""
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
 from functools import partial
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -234,6 +236,24 @@ def test_nothing_is_left_behind():
     env.close()
     assert all(gone(pid) for pid in running)
     assert len(os.listdir("/proc/self/fd")) < files
+
+
+def held():
+    """Files, threads, mappings of memory and children of this process."""
+    process = Path("/proc/self")
+    threads = list((process / "task").iterdir())
+    mappings = (process / "maps").read_text().count("/dev/zero")
+    return len(list((process / "fd").iterdir())), len(threads), mappings, len(multiprocessing.active_children())
+
+
+def test_runs_one_after_another_leave_nothing_behind(tiny, workdir):
+    config = tiny(total_steps=64, backend="processes", **{"env.workers": 2})
+    lh.train("CartPole-v1", config=config)
+    before = held()
+    for i in range(3):
+        run = lh.train("CartPole-v1", config=config, run_dir=workdir / str(i))
+        lh.resume(run.directory, total_steps=96)
+    assert held() == before
 
 
 ORPHANS = """
