@@ -1,5 +1,6 @@
 # make train   set up .venv and run the main job
 # make test    set up .venv and run the tests
+# make soak    two hours of training in which everything around it ends now and then
 # make check   lint, types and layers
 #
 # Where the package index serves CUDA builds of torch by default (PyPI, on Linux) and no GPU is at hand, a CPU build
@@ -12,7 +13,7 @@ BIN := $(VENV)/bin
 PACKAGE := $(VENV)/.package
 DEV := $(VENV)/.dev
 
-.PHONY: train test test-slow check format clean
+.PHONY: train test test-slow soak check format clean
 
 train: $(PACKAGE)
 	$(BIN)/levelhead train CartPole-v1
@@ -22,6 +23,9 @@ test: $(DEV)
 
 test-slow: $(DEV)
 	$(BIN)/pytest -m slow
+
+soak: $(DEV)
+	$(BIN)/python benchmarks/soak.py --minutes 120
 
 check: $(DEV)
 	$(BIN)/ruff check

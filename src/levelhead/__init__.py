@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from levelhead.config import OptimizerConfig as OptimizerConfig
     from levelhead.config import ParallelConfig as ParallelConfig
     from levelhead.config import PPOConfig as PPOConfig
+    from levelhead.envs import EnvState as EnvState
     from levelhead.envs import GymnasiumVecEnv as GymnasiumVecEnv
     from levelhead.envs import MultiTaskVecEnv as MultiTaskVecEnv
     from levelhead.envs import Step as Step
@@ -127,6 +128,7 @@ _HOME = {
         "ParallelConfig",
     ),
     "levelhead.envs": (
+        "EnvState",
         "GymnasiumVecEnv",
         "MultiTaskVecEnv",
         "Step",

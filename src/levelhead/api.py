@@ -196,7 +196,7 @@ def resume(
     first begins anew there, with a warning.
 
     A run that was killed outright ends with the same parameters as one that never was. One that a signal ended goes on
-    from the moment at which it was saved, with new episodes.
+    from the moment at which it was saved, with new episodes where environments cannot tell their state.
 
     Args:
         run: run directory, checkpoint in one (`RUN/checkpoints/best` is its best), or `latest`.

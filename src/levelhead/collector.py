@@ -14,7 +14,7 @@ from torch import Tensor
 
 from levelhead.acting import Actor
 from levelhead.distributed import WHOLE, Cutoff, Shards, gathered_values
-from levelhead.envs import VecEnv
+from levelhead.envs import EnvState, VecEnv
 from levelhead.errors import ConfigError
 from levelhead.masks import require_legal
 from levelhead.networks import Policy, State
@@ -22,7 +22,7 @@ from levelhead.numerics import pick
 from levelhead.rollout import Rollout
 from levelhead.seeding import Stream, derive, generator
 from levelhead.spaces import zeros
-from levelhead.tree import Tree, tree_leaves, tree_map
+from levelhead.tree import Tree, by_path, restore, tree_leaves, tree_map
 
 EPISODE_WINDOW = 100
 """Episode statistics are means over this many latest episodes of a task, as in Stable-Baselines3."""
@@ -180,6 +180,35 @@ class Collector:
             self._require_known(task)
         self._return = np.zeros(self.env.num_envs)
         self._length = np.zeros(self.env.num_envs, dtype=np.int64)
+
+    def under_way(self) -> EnvState | None:
+        """What the next rollout starts from; None where environments cannot tell their state, or are ahead."""
+        state = None if self._lags else self.env.get_state()
+        if state is None:
+            return None
+        own = {name: x.clone() for name, x in self._carried().items()}
+        return EnvState({**own, **{f"env/{name}": x for name, x in state.tensors.items()}}, state.values)
+
+    def carry_on(self, state: EnvState) -> None:
+        """Has the next rollout start from what was `under_way`.
+
+        Raises:
+            ValueError: it is that of other environments, or of another policy.
+        """
+        of_env = {name.removeprefix("env/"): x for name, x in state.tensors.items() if name.startswith("env/")}
+        own = {name: x for name, x in state.tensors.items() if not name.startswith("env/")}
+        restore(self._carried(), own, "the episodes under way")
+        self.env.set_state(EnvState(of_env, state.values))
+
+    def _carried(self) -> dict[str, Tensor]:
+        """What goes over from one rollout to the next, but for the environments' own."""
+        return {
+            **{f"observation/{path}": x[-1] for path, x in by_path(self._observation).items()},
+            "begins": self._begins.tensor[-1],
+            **{f"memory/{path}": x for path, x in by_path(self._state).items()},
+            "return": torch.from_numpy(self._return),
+            "length": torch.from_numpy(self._length),
+        }
 
     def collect(self, iteration: int) -> Rollout:
         """The next T steps of every environment. The rollout's tensors are overwritten by the next call, or `ahead`."""

@@ -449,8 +449,8 @@ class Config:
     """Episodes of each evaluation."""
     checkpoint_every: int | None = None
     """Environment steps between checkpoints; a tenth of the run, but at least 50,000, where not given; 0 for the last
-    one alone. Environments start new episodes at each, so that a resumed run and one that went on see the same: an
-    interval in which no episode ends leaves nothing to learn of ends."""
+    one alone. Environments that cannot tell their state start new episodes at each, so that a resumed run and one that
+    went on see the same: an interval in which no episode ends leaves nothing to learn of ends."""
     keep_checkpoints: int | None = None
     """How many of the last checkpoints are kept, beside the best one, checkpoints/best; all where not given. The best
     is that with the highest rollout/ep_rew_mean; where evaluations run, the highest eval/mean_return among those that

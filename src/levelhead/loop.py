@@ -16,6 +16,7 @@ from levelhead import checkpoint, rundir
 from levelhead.accelerate import NativeEpochs
 from levelhead.config import Config
 from levelhead.distributed import from_first, gathered_values, is_first, leave_word, ranks
+from levelhead.envs import EnvState
 from levelhead.errors import StorageError, TrainingFault
 from levelhead.oscillation import OscillationWatch
 from levelhead.threads import Threads
@@ -59,9 +60,10 @@ def run_loop(
                     console.print(found, highlight=False)
                 stop = any(gathered_values(interrupted.is_set()))
                 if trainer.done or stop or _due(iteration, config.checkpoint_interval):
+                    under_way = trainer.under_way()
                     with _forgiving(forgiving and not trainer.done and not stop):
-                        _save(trainer, config, directory, iteration)
-                    trainer.restart_episodes()
+                        _save(trainer, config, directory, iteration, under_way)
+                    trainer.pass_checkpoint(under_way)
                 if stop:
                     break
         except TrainingFault as fault:
@@ -125,8 +127,11 @@ def _forgiving(forgiving: bool) -> Generator[None]:
         warnings.warn(f"{error}; training goes on", stacklevel=1)
 
 
-def _save(trainer: Trainer, config: Config, directory: Path, iteration: Iteration | None) -> Path:
-    """What all ranks have in common, written by the first, and old checkpoints deleted.
+def _save(
+    trainer: Trainer, config: Config, directory: Path, iteration: Iteration | None, under_way: EnvState | None = None
+) -> Path:
+    """What all ranks have in common, and the episodes under way where environments can go on from them, written by the
+    first rank, and old checkpoints deleted.
 
     Its score is that of the iteration that it was saved in.
     """
@@ -134,11 +139,14 @@ def _save(trainer: Trainer, config: Config, directory: Path, iteration: Iteratio
     trainer.require_equal()
     state = trainer.state_dict()
     tensors = {name: state[name] for name in ("policy", "optimizer", "advantage", "rewards")}
+    values = {"progress": state["progress"]}
+    if under_way is not None:
+        tensors["environment"], values["under_way"] = under_way
     metric = "eval/mean_return" if config.eval_every else "rollout/ep_rew_mean"
     score = None if iteration is None else iteration.metrics.get(metric)
 
     def write() -> Path:
-        path = checkpoint.save(directory, trainer.step, tensors, {"score": score, "progress": state["progress"]})
+        path = checkpoint.save(directory, trainer.step, tensors, {"score": score, **values})
         if config.keep_checkpoints is not None:
             checkpoint.prune(directory, config.keep_checkpoints)
         return path

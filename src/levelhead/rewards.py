@@ -70,7 +70,7 @@ class RewardTransform:
         self.returns.zero_()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What has been seen so far; episodes begin anew where a run goes on from it."""
+        """What has been seen so far. `returns` are the episodes' own, and are kept where these go on."""
         return {"moments": self._moments}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:

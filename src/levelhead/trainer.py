@@ -11,7 +11,8 @@ from torch import Tensor
 
 from levelhead.advantages import AdvantageScaling
 from levelhead.collector import Collector
-from levelhead.distributed import copy_from_first, digest, gathered_values, largest, leave_word, ranks, total
+from levelhead.distributed import copy_from_first, digest, gathered_values, largest, leave_word, rank, ranks, total
+from levelhead.envs import EnvState
 from levelhead.errors import RankError, TrainingFault
 from levelhead.estimators import Estimator
 from levelhead.health import Health
@@ -310,7 +311,8 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues from `state_dict`; environments start new episodes, as they do when a checkpoint is written."""
+        """Continues from `state_dict`, and from what was `under_way`, whose tensors are `environment` here, where that
+        was kept too; environments start new episodes otherwise, as they did when the checkpoint was written."""
         self.policy.load_state_dict(state["policy"])
         self.learner.load_state_dict(state["optimizer"])
         self.advantage.load_state_dict(state["advantage"])
@@ -320,6 +322,34 @@ class Trainer:
         self.iteration, self.step = progress["iteration"], progress["step"]
         self.collector.load_state_dict(progress["episodes"])
         self.restart_episodes()
+        if (values := state.get("under_way")) is not None:
+            if len(values) != ranks():
+                raise ValueError(f"it holds the episodes of {len(values)} ranks, and there are {ranks()}")
+            start = f"{rank()}/"
+            own = {name.removeprefix(start): x for name, x in state["environment"].items() if name.startswith(start)}
+            if self.rewards is not None:
+                self.rewards.returns.copy_(own.pop("rewards"))
+            self.collector.carry_on(EnvState(own, values[rank()]))
+
+    def under_way(self) -> EnvState | None:
+        """Where the episodes of all ranks are, tensors by rank and name, values by rank; None where environments cannot
+        tell. All ranks must ask."""
+        state = self.collector.under_way()
+        if state is not None and self.rewards is not None:
+            state.tensors["rewards"] = self.rewards.returns
+        host = None if state is None else ({name: x.cpu() for name, x in state.tensors.items()}, state.values)
+        parts = [part for part in gathered_values(host) if part is not None]
+        if len(parts) < ranks():
+            return None
+        tensors = {f"{i}/{name}": x for i, (own, _) in enumerate(parts) for name, x in own.items()}
+        return EnvState(tensors, [values for _, values in parts])
+
+    def pass_checkpoint(self, under_way: EnvState | None) -> None:
+        """Goes on as a run does that is resumed from a checkpoint which holds this."""
+        if under_way is None:
+            self.restart_episodes()
+        else:
+            self.learner.forget()
 
     def restart_episodes(self) -> None:
         """Starts new episodes everywhere, seeded by the iteration, so that a resumed run and one that went on agree."""

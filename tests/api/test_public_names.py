@@ -8,13 +8,13 @@ import levelhead as lh
 
 NAMES = {
     "ActionHead", "CategoricalHead", "CheckpointError", "ClipObjective", "Config", "ConfigError", "EnvConfig",
-    "GaussianHead", "GroupConfig", "GymnasiumVecEnv", "HLGaussValueHead", "HeadConfig", "Iteration", "LevelheadError",
-    "LinearValueHead", "MultiTaskVecEnv", "Network", "NetworkConfig", "Objective", "OptimizerConfig", "PPOConfig",
-    "Policy", "PopArtValueHead", "Report", "Run", "RunningNormHead", "SIGNED_SQRT", "SYMLOG", "Schedule", "Step",
-    "TensorCartPole", "TensorVecEnv", "Trainer", "TrainingFault", "Transform", "TransformValueHead", "TwoHotValueHead",
-    "ValueHead", "ValueNormHead", "ValueNormalizer", "VecEnv", "__version__", "clip_surrogate", "evaluate",
-    "explained_variance", "gae", "load_policy", "local", "make_env", "make_gymnasium", "preset", "resume", "train",
-    "value_loss",
+    "EnvState", "GaussianHead", "GroupConfig", "GymnasiumVecEnv", "HLGaussValueHead", "HeadConfig", "Iteration",
+    "LevelheadError", "LinearValueHead", "MultiTaskVecEnv", "Network", "NetworkConfig", "Objective", "OptimizerConfig",
+    "PPOConfig", "Policy", "PopArtValueHead", "Report", "Run", "RunningNormHead", "SIGNED_SQRT", "SYMLOG", "Schedule",
+    "Step", "TensorCartPole", "TensorVecEnv", "Trainer", "TrainingFault", "Transform", "TransformValueHead",
+    "TwoHotValueHead", "ValueHead", "ValueNormHead", "ValueNormalizer", "VecEnv", "__version__", "clip_surrogate",
+    "evaluate", "explained_variance", "gae", "load_policy", "local", "make_env", "make_gymnasium", "preset", "resume",
+    "train", "value_loss",
 }  # fmt: skip
 
 SIGNATURES = {

@@ -18,9 +18,11 @@ from torch import nn
 
 import levelhead as lh
 from levelhead import checkpoint
+from levelhead.envs import TensorCartPole
 from levelhead.objectives import ClipObjective
 from levelhead.schedules import Schedule, constant
 from parts import normalizer_of
+from toys import same
 
 pytestmark = pytest.mark.usefixtures("workdir", "two_tasks")
 CARTPOLE = partial(gym.make, "CartPole-v1")
@@ -252,6 +254,67 @@ def test_after_a_fault_training_goes_on_from_the_state_before_it(tiny, outcome):
     with pytest.raises(lh.TrainingFault):
         lh.train(partial(Faulty, 95), config=config, run_dir="faulty")
     assert outcome(lh.resume("faulty", env=CARTPOLE).directory) == outcome(whole.directory)
+
+
+# -- episodes that go on -----------------------------------------------------------------------------------------
+
+GOING_ON = {
+    "alone": {},
+    "with memory": {"memory.kind": "lstm", "memory.size": 4, "ppo.chunk": 8},
+    "with normalised rewards": {"normalize_reward": True, "value": "linear"},
+    "on a schedule": {"checkpoint_every": 64},
+}
+
+
+@pytest.mark.parametrize("changes", GOING_ON.values(), ids=GOING_ON)
+def test_where_environments_tell_their_state_episodes_go_on_over_checkpoints(tiny, metrics, outcome, workdir, changes):
+    config = tiny(**{"total_steps": 256, **changes})
+    whole = lh.train(TensorCartPole(2), config=config)
+    long = max(line.get("rollout/ep_len_mean", 0) for line in metrics(whole.directory))
+    assert long > config.num_steps  # which none would be that a checkpoint after every rollout had cut
+    for path in checkpoint.checkpoints(whole.directory)[1:-1]:
+        copy = shutil.copytree(whole.directory, workdir / path.name)
+        forget_after(copy, int(path.name.removeprefix("step-")))
+        lh.resume(copy, env=TensorCartPole(2))
+        assert outcome(copy) == outcome(whole.directory)
+
+
+def test_then_a_checkpoint_changes_nothing_wherever_it_comes(tiny):
+    whole = lh.train(TensorCartPole(2), config=tiny(total_steps=192, checkpoint_every=0))
+    run = lh.train(TensorCartPole(2), config=tiny(total_steps=64))
+    for steps in (160, 192):
+        run = lh.resume(run.directory, total_steps=steps, env=TensorCartPole(2))
+    assert same(run.policy.state_dict(), whole.policy.state_dict())
+
+
+class Spoilt(TensorCartPole):
+    """Gives a reward that isn't finite at a step of its own."""
+
+    at = 70
+
+    def step(self, action):
+        self.at -= 1
+        step = super().step(action)
+        return step if self.at else step._replace(reward=step.reward * torch.nan)
+
+
+def test_after_a_fault_and_where_environments_are_ahead_new_ones_begin(tiny, workdir):
+    with pytest.raises(lh.TrainingFault):
+        lh.train(Spoilt(2), config=tiny(total_steps=256, checkpoint_every=96), run_dir=workdir / "spoilt")
+    last = [
+        checkpoint.checkpoints(directory)[-1]
+        for directory in (workdir / "spoilt", lh.train(TensorCartPole(2), config=tiny(overlap=True)).directory)
+    ]
+    assert [path.name for path in last] == ["step-000000000128", "step-000000000096"]
+    assert not any((path / "environment.safetensors").exists() for path in last)
+    assert (step_directory(workdir / "spoilt", 96) / "environment.safetensors").exists()
+    assert lh.resume(workdir / "spoilt", env=TensorCartPole(2)).step == 256
+
+
+def test_environments_that_cannot_go_on_from_the_state_of_others_are_refused(tiny):
+    run = lh.train(TensorCartPole(2), config=tiny())
+    with pytest.raises(lh.CheckpointError, match=r"000096 doesn't fit.*GymnasiumVecEnv cannot go on from a state"):
+        lh.resume(run.directory, total_steps=128, env=CARTPOLE)
 
 
 # -- further than planned ----------------------------------------------------------------------------------------

@@ -86,6 +86,22 @@ def test_it_is_learned():
     assert last.metrics["rollout/ep_len_mean"] > 250
 
 
+def test_it_goes_on_from_its_state_with_the_same_episodes_one_after_another():
+    actions = torch.randint(2, (80, 5), generator=torch.Generator().manual_seed(0))
+    first, second = (TensorCartPole(5, max_episode_steps=30) for _ in range(2))
+    first.reset(3)
+    for action in actions[:40]:
+        first.step(action)
+    state = first.get_state()
+    expected = [first.step(action) for action in actions[40:]]
+    assert sum(int((step.terminated | step.truncated).sum()) for step in expected) > 5
+    second.set_state(state)
+    for action, step in zip(actions[40:], expected, strict=True):
+        answer = second.step(action)
+        assert torch.equal(answer.observation, step.observation)
+        assert torch.equal(answer.truncated, step.truncated)
+
+
 def test_a_run_is_trained_on_it_and_evaluated(workdir, tiny):
     run = lh.train(TensorCartPole(2), config=tiny())
     assert lh.evaluate(run.policy, TensorCartPole(2), episodes=2).lengths

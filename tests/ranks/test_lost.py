@@ -6,6 +6,8 @@ import signal
 import time
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 import levelhead as lh
 from levelhead import checkpoint
@@ -249,6 +251,32 @@ def test_a_run_goes_on_on_ranks_only_where_its_shards_can_be_divided_among_them(
     status, said = together(RANKS, "-m", "levelhead", "resume", "run", "--total-steps", 64, cwd=workdir)
     assert status != 0
     assert "there are 2 ranks; accepted: a divisor of parallel.shards, 1" in said
+
+
+CARRIED = """
+import levelhead as lh
+from levelhead.distributed import process_group
+
+small = lh.NetworkConfig(actor=(8,), critic=(8,))
+config = lh.Config("CartPole-v1", num_steps=16, total_steps=512, checkpoint_every=64, device="cpu", network=small)
+with process_group():
+    lh.train(lh.TensorCartPole(2), config=config, run_dir="whole")
+    lh.train(lh.TensorCartPole(2), config=config, total_steps=320, run_dir="cut")
+    lh.resume("cut", total_steps=512, env=lh.TensorCartPole(2))
+"""
+
+
+def test_every_rank_gets_its_own_episodes_back(together, workdir):
+    (workdir / "carried.py").write_text(CARRIED)
+    status, said = together(RANKS, "carried.py", cwd=workdir)
+    assert status == 0, said
+    assert parameters(workdir / "cut") == parameters(workdir / "whole")
+    saved = load_file(checkpoint.checkpoints(workdir / "whole")[-1] / "environment.safetensors")
+    assert not torch.equal(saved["0/env/state"], saved["1/env/state"])
+    long = [
+        json.loads(line)["rollout/ep_len_mean"] for line in (workdir / "whole/metrics.jsonl").read_text().splitlines()
+    ]
+    assert max(long) > 16
 
 
 SLOW = """

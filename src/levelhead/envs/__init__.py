@@ -7,11 +7,12 @@ from levelhead.envs.gymnasium import GymnasiumVecEnv, make_gymnasium
 from levelhead.envs.multitask import MultiTaskVecEnv, make_env, task_names
 from levelhead.envs.processes import Workers
 from levelhead.envs.tensors import TensorVecEnv
-from levelhead.envs.vec import ArrayStep, Step, VecEnv
+from levelhead.envs.vec import ArrayStep, EnvState, Step, VecEnv
 
 __all__ = [
     "ArrayStep",
     "Backend",
+    "EnvState",
     "GymnasiumVecEnv",
     "MultiTaskVecEnv",
     "Step",

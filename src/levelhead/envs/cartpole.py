@@ -4,8 +4,8 @@ import torch
 from gymnasium.envs.classic_control.cartpole import CartPoleEnv
 from torch import Tensor
 
-from levelhead.envs.vec import Step, VecEnv
-from levelhead.tree import Tree
+from levelhead.envs.vec import EnvState, Step, VecEnv
+from levelhead.tree import Tree, restore
 
 
 class TensorCartPole(VecEnv):
@@ -50,6 +50,21 @@ class TensorCartPole(VecEnv):
         self._state = torch.where(ended.unsqueeze(1), self._drawn(), last)
         self._steps.masked_fill_(ended, 0)
         return Step(self._state, self._reward, terminated, truncated, final_observation=last)
+
+    def get_state(self) -> EnvState:
+        own = {"state": self._state, "steps": self._steps, "generator": self._generator.get_state()}
+        return EnvState({name: x.clone() for name, x in own.items()})
+
+    def set_state(self, state: EnvState) -> None:
+        """Goes on from there.
+
+        Raises:
+            ValueError: it is that of others.
+        """
+        own = self.get_state().tensors
+        restore(own, state.tensors, "CartPole in torch")
+        self._state, self._steps = own["state"], own["steps"]
+        self._generator.set_state(own["generator"])
 
     def close(self) -> None:
         self.single.close()

@@ -67,6 +67,14 @@ class ArrayStep(NamedTuple):
         return Step._make(None if part is None else tree_map(torch.from_numpy, part) for part in self)
 
 
+class EnvState(NamedTuple):
+    """All that decides how environments go on, their random generators included."""
+
+    tensors: dict[str, Tensor]
+    values: Any = None
+    """Whatever JSON can hold."""
+
+
 class VecEnv(ABC):
     """N environments with common spaces, stepped together.
 
@@ -120,6 +128,14 @@ class VecEnv(ABC):
             action: `[N, ...]` arrays that lie within the action space.
         """
         raise NotImplementedError(f"{type(self).__name__}.arrays is {self.arrays}")
+
+    def get_state(self) -> EnvState | None:
+        """Where they are in their episodes; None where they can't tell, and new ones begin at every checkpoint."""
+        return None
+
+    def set_state(self, state: EnvState) -> None:
+        """Goes on from there, with the same masks and tasks."""
+        raise NotImplementedError(f"{type(self).__name__} cannot go on from a state")
 
     @abstractmethod
     def close(self) -> None:
