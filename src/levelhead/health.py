@@ -3,9 +3,12 @@
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from levelhead.distributed import everywhere, gathered_values
+from levelhead.layers import ACTIVATIONS
+from levelhead.networks import Policy
+from levelhead.tree import Tree, tree_leaves, tree_map
 
 
 class Health:
@@ -57,6 +60,44 @@ class Health:
                 if first is None or happened < first[0]:
                     first = happened, f"non-finite {name} of environment {environment} at step {step} of the rollout"
         return None if first is None else first[1]
+
+
+@torch.no_grad()
+def dead_units(policy: Policy, observation: Tree, rows: int = 128) -> Tensor:
+    """Share of the hidden units that answer the same to every one of some observations, 0-d; NaN where there are no
+    such units, or the observations are all the same.
+
+    Units are what activation functions answer: numbers, or in convolutions channels. A ReLU that is never positive is
+    such a unit, and so is a tanh that is always saturated. Layers with memory are left out, and count as at the
+    beginning of an episode for those above.
+
+    Args:
+        policy: its torsos are asked.
+        observation: `[T, N, ...]`; so many rows of it are looked at, spread evenly.
+        rows: at most.
+    """
+    flat = tree_map(lambda x: x.flatten(0, 1), observation)
+    count = len(tree_leaves(flat)[0])
+    chosen = tree_map(lambda x: x[:: -(-count // rows)], policy.reader(flat))
+    spreads: list[Tensor] = []
+
+    def look(module: nn.Module, given: object, answer: Tensor) -> None:  # noqa: ARG001  # a hook's arguments
+        channels = answer.transpose(0, 1).flatten(1)
+        spreads.append(channels.amax(1) - channels.amin(1))
+
+    activations = [m for m in policy.network.modules() if isinstance(m, tuple(ACTIVATIONS.values()))]
+    hooks = [module.register_forward_hook(look) for module in activations]
+    try:
+        n = len(tree_leaves(chosen)[0])
+        reset = torch.ones(1, n, dtype=torch.bool, device=policy.device)
+        policy.features(chosen, policy.network.initial_state(n), reset)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    varied = torch.stack([(x != x[:1]).any() for x in tree_leaves(chosen)]).any()
+    if not spreads:
+        return torch.full((), torch.nan, device=policy.device)
+    return torch.where(varied, (torch.cat(spreads) == 0).double().mean(), torch.nan)
 
 
 def _bad_rows(x: Tensor, valid: Tensor) -> Tensor:

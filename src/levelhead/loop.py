@@ -18,9 +18,9 @@ from levelhead.config import Config
 from levelhead.distributed import from_first, gathered_values, is_first, leave_word, ranks
 from levelhead.envs import EnvState
 from levelhead.errors import StorageError, TrainingFault
-from levelhead.oscillation import OscillationWatch
 from levelhead.threads import Threads
 from levelhead.trainer import Iteration, Trainer
+from levelhead.watches import build_watches
 from levelhead.writers import ConsoleWriter, JsonlWriter, TensorBoardWriter, Writer
 
 
@@ -46,15 +46,16 @@ def run_loop(
     writers: list[Writer] = []
     from_first(lambda: writers.extend(_writers(trainer, config, directory, console)))
     forgiving = config.write_failure == "warn"
-    oscillation = OscillationWatch()
+    watches = build_watches(config, trainer.policy.action_space)
     threads = Threads(config.threads, partial(_use_threads, trainer))
     with _interruption() as interrupted:
         try:
             for iteration in trainer:
                 evaluated = score if _due(iteration, config.eval_every) else None
                 from_first(partial(_report, iteration, evaluated, writers, forgiving))
-                if (message := oscillation(iteration.metrics, iteration.steps)) and is_first():
-                    warnings.warn(message, stacklevel=2)
+                for watch in watches:
+                    if (message := watch(iteration.metrics, iteration.steps)) and is_first():
+                        warnings.warn(f"iteration {iteration.iteration}: {message}", stacklevel=2)
                 found = threads.note(iteration.metrics["time/fps"])
                 if found and console is not None and is_first():
                     console.print(found, highlight=False)

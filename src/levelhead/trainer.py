@@ -15,7 +15,7 @@ from levelhead.distributed import copy_from_first, digest, gathered_values, larg
 from levelhead.envs import EnvState
 from levelhead.errors import RankError, TrainingFault
 from levelhead.estimators import Estimator
-from levelhead.health import Health
+from levelhead.health import Health, dead_units
 from levelhead.learner import Learner
 from levelhead.metrics import to_host
 from levelhead.networks import Policy
@@ -24,6 +24,9 @@ from levelhead.rewards import RewardTransform
 from levelhead.rollout import Batch, BurnIn, Rollout, before_chunks, chunked, unchunked
 from levelhead.schedules import Schedule
 from levelhead.tree import Tree, by_path, tree_map
+
+LOOK_EVERY = 10
+"""Iterations from one look at hidden units to the next."""
 
 
 @dataclass(frozen=True)
@@ -211,6 +214,8 @@ class Trainer:
         with torch.enable_grad():
             metrics |= self.learner.learn(batch, columns(valid), healthy, self.iteration, anew)
         health.flags.update(self.learner.faults())
+        if self.iteration % LOOK_EVERY == 0:
+            metrics["health/dead_units"] = total(dead_units(self.policy, rollout.observation)) / ranks()
 
         self.policy.reader.update(rollout.observation, valid, health.ok, total)
         return health, metrics
