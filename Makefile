@@ -1,5 +1,5 @@
 # make train   set up .venv and run the main job
-# make test    set up .venv and run the tests
+# make test    set up .venv and run the tests; test-slow and test-root run the others
 # make soak    two hours of training in which everything around it ends now and then
 # make check   lint, types and layers
 #
@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 PACKAGE := $(VENV)/.package
 DEV := $(VENV)/.dev
 
-.PHONY: train test test-slow soak check format clean
+.PHONY: train test test-slow test-root soak check format clean
 
 train: $(PACKAGE)
 	$(BIN)/levelhead train CartPole-v1
@@ -23,6 +23,9 @@ test: $(DEV)
 
 test-slow: $(DEV)
 	$(BIN)/pytest -m slow
+
+test-root: $(DEV)
+	$(BIN)/pytest -m root -n 0
 
 soak: $(DEV)
 	$(BIN)/python benchmarks/soak.py --minutes 120

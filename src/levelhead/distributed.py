@@ -18,17 +18,17 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 from torch import distributed as dist
-from torch.distributed import PrefixStore, TCPStore  # pyright: ignore[reportPrivateImportUsage]  # documented there
+from torch.distributed import PrefixStore  # pyright: ignore[reportPrivateImportUsage]  # documented there
 
 from levelhead.errors import ConfigError, LevelheadError, RankError
+from levelhead.store import Words, answered, open_store
 
 T = TypeVar("T")
 
 JOINING = 600.0
 """Seconds that processes wait for each other at first."""
 ANSWERING = 30.0
-"""Seconds that the store has for an answer, once something went wrong."""
-RESTARTS = "TORCHELASTIC_RESTART_COUNT"
+"""Seconds that the store has for an answer, or fewer where ranks have fewer for each other."""
 
 
 @dataclass(frozen=True)
@@ -51,33 +51,6 @@ class Shards:
         return range(self.first, self.first + self.here)
 
 
-class Words:
-    """What ranks leave for each other to read, should one of them stay away.
-
-    Args:
-        store: reaches all of them.
-    """
-
-    def __init__(self, store: PrefixStore) -> None:
-        self.store = store
-        self.count = 0
-
-    def leave(self, place: str) -> None:
-        """Says where this rank has come to."""
-        self.count += 1
-        self.store.set(f"word/{rank()}", f"{self.count} {place}")
-
-    def behind(self) -> str:
-        """Which ranks have not come as far as this one, and where they were seen last."""
-        found: list[str] = []
-        for other in range(ranks()):
-            key = f"word/{other}"
-            count, place = self.store.get(key).decode().split(" ", 1) if self.store.check([key]) else ("0", "starting")
-            if int(count) < self.count:
-                found.append(f"rank {other} was last seen {place}")
-        return "; ".join(found)
-
-
 WHOLE = Shards()
 """One part, all of it here."""
 
@@ -90,6 +63,9 @@ class _Ours:
     """The group with a run's time-out; None for torch's."""
     store: PrefixStore | None = None
     words: Words | None = None
+    attempt: int = 1
+    """Of `torchrun` to get to the end."""
+    answering: float = ANSWERING
 
 
 _ours = _Ours()
@@ -113,7 +89,7 @@ def process_group() -> Generator[None]:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     try:
         number, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        _ours.store = _open_store(number, count)
+        _ours.store, _ours.attempt = open_store(number, count, JOINING)
         backend, patience = "cpu:gloo,cuda:nccl" if gpus else "gloo", timedelta(seconds=JOINING)
         dist.init_process_group(backend, store=_ours.store, rank=number, world_size=count, timeout=patience)
     except (KeyError, ValueError, RuntimeError) as error:
@@ -121,27 +97,21 @@ def process_group() -> Generator[None]:
     try:
         yield
     finally:
+        if _ours.words is not None:
+            _ours.words.close()
         _ours.group = _ours.store = _ours.words = None
         dist.destroy_process_group()
-
-
-def _open_store(number: int, count: int) -> PrefixStore:
-    """Where ranks find each other, and leave word. That of `torchrun` may live on from one attempt to the next, with
-    addresses of processes that are no more."""
-    agents = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    host, port, patience = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), timedelta(seconds=JOINING)
-    store = TCPStore(host, port, count, not agents and number == 0, patience, multi_tenant=True)
-    return PrefixStore(f"levelhead/{os.environ.get(RESTARTS, '0')}", store)
 
 
 def be_patient(timeout: float) -> None:
     """From now on, a rank that others have waited for so many seconds counts as lost."""
     if ranks() == 1:
         return
-    _ours.group = dist.new_group(timeout=timedelta(seconds=timeout))
-    if _ours.store is not None:
-        _ours.store.set_timeout(timedelta(seconds=min(timeout, ANSWERING)))
-        _ours.words = Words(_ours.store)
+    with _together():
+        _ours.group = dist.new_group(timeout=timedelta(seconds=timeout))
+    _ours.answering = min(timeout, ANSWERING)
+    if _ours.store is not None and _ours.words is None:
+        _ours.words = Words(_ours.store, rank(), ranks())
 
 
 def leave_word(place: str) -> None:
@@ -164,10 +134,23 @@ def _suspects() -> str:
     if words is None:
         return ""
     try:
-        behind = words.behind()
-    except RuntimeError:  # the store is gone with the process that kept it
-        return "; where they were seen last isn't known"
-    return f"; {behind}" if behind else ""
+        missing = answered(words.missing, _ours.answering + words.PATIENCE)
+    except RuntimeError:
+        return f"; {_nobody_home()}"
+    words.leave("giving up, as others were lost")
+    return f"; {missing}" if missing else ""
+
+
+def _nobody_home() -> str:
+    return f"the host of rank 0, {os.environ['MASTER_ADDR']}, doesn't answer"
+
+
+def _asked(ask: Callable[[], T]) -> T:
+    """What the store says to `ask`."""
+    try:
+        return answered(ask, _ours.answering)
+    except RuntimeError as error:
+        raise RankError(f"rank {rank()} has lost others; {_nobody_home()} ({error})") from error
 
 
 class Cutoff:
@@ -190,22 +173,23 @@ class Cutoff:
 
     def begin(self, iteration: int) -> None:
         """Starts a rollout."""
-        if _ours.store is not None and is_first():
-            _ours.store.delete_key(self._key)
+        if (store := _ours.store) is not None and is_first():
+            _asked(lambda: store.delete_key(self._key))
         self._key = f"done/{iteration}"
         self._asked = time.monotonic()
 
     def finish(self) -> None:
         """Says that this rank has seen its rollout to the end."""
-        if _ours.store is not None:
-            _ours.store.add(self._key, 1)
+        if (store := _ours.store) is not None:
+            _asked(lambda: store.add(self._key, 1))
 
     def reached(self) -> bool:
         """Whether enough ranks have."""
-        if _ours.store is None or time.monotonic() - self._asked < self.POLL:
+        store = _ours.store
+        if store is None or time.monotonic() - self._asked < self.POLL:
             return False
         self._asked = time.monotonic()
-        return _ours.store.add(self._key, 0) >= self.share * ranks()
+        return _asked(lambda: store.add(self._key, 0)) >= self.share * ranks()
 
 
 def launch() -> str | None:
@@ -227,7 +211,8 @@ def _started(process: int) -> str:
 
 def restarted() -> bool:
     """Whether `torchrun` has started the processes anew after one was lost."""
-    return int(os.environ.get(RESTARTS, "0")) > 0
+    # The second is for those without a store: one process, or a group that was there before.
+    return _ours.attempt > 1 or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
 def ranks() -> int:
