@@ -77,18 +77,18 @@ def test_rollouts_join_without_a_gap(mode):
 def test_episodes_are_counted_whole_across_rollouts_in_the_environments_units(mode):
     plan = ((4, "t"), (3, "c"))
     collector = Collector(counting_envs(mode, [plan]), readout(), 3, seed=1, reward_scale=1000.0)
-    assert collector.metrics() == {}
+    assert collector.episodes.metrics() == {}
     for iteration in range(5):
         collector.collect(iteration)
-        collector.record(collector.episodes())
+        collector.episodes.record(collector.ended())
     lengths = [4, 3] * 5
     returns = [sum(100 * e + t + 1 for t in range(n)) / 4 for e, n in enumerate(lengths)]
-    ended = len(collector.lengths[0])
+    ended = len(collector.episodes.lengths[0])
     assert ended >= 3
-    assert [list(window) for window in collector.lengths] == [lengths[:ended]]
-    assert [list(window) for window in collector.returns] == [returns[:ended]]
+    assert [list(window) for window in collector.episodes.lengths] == [lengths[:ended]]
+    assert [list(window) for window in collector.episodes.returns] == [returns[:ended]]
     expected = {"rollout/ep_rew_mean": np.mean(returns[:ended]), "rollout/ep_len_mean": np.mean(lengths[:ended])}
-    assert collector.metrics() == pytest.approx(expected)
+    assert collector.episodes.metrics() == pytest.approx(expected)
 
 
 def test_the_reward_scale_multiplies_what_the_learner_sees():
@@ -166,26 +166,26 @@ def test_rewards_of_invalid_rows_reach_no_episode(bad):
     )
     for collector in (clean, dirty):
         assert not collector.collect(0).valid.all()
-        collector.record(collector.episodes())
-    assert dirty.metrics() == clean.metrics()
+        collector.episodes.record(collector.ended())
+    assert dirty.episodes.metrics() == clean.episodes.metrics()
 
 
 def test_only_the_latest_hundred_episodes_are_averaged():
     collector = Collector(Noise(), readout(), 50, seed=1)
     collector.collect(0)
-    collector.record(collector.episodes())
-    assert [len(window) for window in (*collector.returns, *collector.lengths)] == [100, 100]
+    collector.episodes.record(collector.ended())
+    assert [len(window) for window in (*collector.episodes.returns, *collector.episodes.lengths)] == [100, 100]
 
 
 def test_a_reset_starts_new_episodes_and_keeps_the_record():
     collector = Collector(Chain(num_envs=2), readout(), 8, seed=1)
     collector.collect(0)
-    collector.record(collector.episodes())
-    assert [list(window) for window in collector.lengths] == [[5, 5]]
+    collector.episodes.record(collector.ended())
+    assert [list(window) for window in collector.episodes.lengths] == [[5, 5]]
     collector.reset(1)
     collector.collect(1)
-    collector.record(collector.episodes())
-    assert [list(x) for x in (*collector.lengths, *collector.returns)] == [[5, 5, 5, 5]] * 2
+    collector.episodes.record(collector.ended())
+    assert [list(x) for x in (*collector.episodes.lengths, *collector.episodes.returns)] == [[5, 5, 5, 5]] * 2
 
 
 @every_mode
@@ -258,18 +258,19 @@ def test_episodes_are_counted_by_the_task_that_they_played(mode):
     seen = set()
     for iteration in range(8):
         collector.collect(iteration)
-        collector.record(collector.episodes())
-        ended = sum(len(window) for window in collector.lengths)
+        collector.episodes.record(collector.ended())
+        episodes = collector.episodes
+        ended = sum(len(window) for window in episodes.lengths)
         seen.add(min(ended, 3))
         expected = {}
-        for name, windows, values in (("rew", collector.returns, returns), ("len", collector.lengths, lengths)):
+        for name, windows, values in (("rew", episodes.returns, returns), ("len", episodes.lengths, lengths)):
             by_task = [values[:ended][k::3] for k in range(3)]
             assert [list(window) for window in windows] == by_task
             means = {k: np.mean(x) for k, x in enumerate(by_task) if x}
             expected |= {f"rollout/ep_{name}_mean/{'abc'[k]}": mean for k, mean in means.items()}
             if means:  # every task counts alike, however many episodes it had
                 expected[f"rollout/ep_{name}_mean"] = np.mean(list(means.values()))
-        assert collector.metrics() == pytest.approx(expected)
+        assert episodes.metrics() == pytest.approx(expected)
     assert seen >= {0, 1, 3}
 
 
@@ -284,17 +285,19 @@ def test_every_task_averages_a_hundred_episodes_of_its_own():
     env = Crowded()
     collector = Collector(env, readout(tasks=2), 50, seed=1)
     collector.collect(0)
-    collector.record(collector.episodes())
-    assert [len(window) for window in collector.returns] == [len(window) for window in collector.lengths] == [100, 50]
+    collector.episodes.record(collector.ended())
+    for windows in (collector.episodes.returns, collector.episodes.lengths):
+        assert [len(window) for window in windows] == [100, 50]
 
 
 def test_the_record_of_every_task_comes_back_from_json():
     collectors = [Collector(Crowded(), readout(tasks=2), 20, seed=1) for _ in range(2)]
     collectors[0].collect(0)
-    collectors[0].record(collectors[0].episodes())
-    collectors[1].load_state_dict(json.loads(json.dumps(collectors[0].state_dict())))
-    assert collectors[1].metrics() == collectors[0].metrics() != {}
-    assert collectors[1].state_dict() == collectors[0].state_dict()
+    collectors[0].episodes.record(collectors[0].ended())
+    before, after = (collector.episodes for collector in collectors)
+    after.load_state_dict(json.loads(json.dumps(before.state_dict())))
+    assert after.metrics() == before.metrics() != {}
+    assert after.state_dict() == before.state_dict()
 
 
 @pytest.mark.parametrize("task", [None, torch.tensor([0, 2, 1]), torch.tensor([0, -1, 1])])
@@ -457,7 +460,7 @@ def test_rollouts_that_are_cut_short_join_without_a_gap(mode, memory):
     pieces, episodes = [], []
     for iteration, length in enumerate(lengths):
         rollout = collector.collect(iteration)
-        episodes += collector.episodes()
+        episodes += collector.ended()
         assert not (rollout.valid | rollout.terminated | rollout.truncated)[length:].any()
         assert rollout.log_prob.isfinite().all()
         last = policy.value_head(rollout.last_features).squeeze(-1)
@@ -470,7 +473,7 @@ def test_rollouts_that_are_cut_short_join_without_a_gap(mode, memory):
         assert_close(joined[rows], expected[rows], msg=name)
     whole = Collector(counting_envs(mode), policy, sum(lengths), seed=1)
     whole.collect(0)
-    assert [episode[1:] for episode in episodes] == [episode[1:] for episode in whole.episodes()]
+    assert [episode[1:] for episode in episodes] == [episode[1:] for episode in whole.ended()]
 
 
 def test_chunks_that_were_not_played_begin_with_the_state_at_the_end():

@@ -254,7 +254,7 @@ def _continue(run: str | Path, total_steps: int | None, parts: "Parts", console:
 
     source, info, tensors, state = from_first(read)
     directory, env, config = source.parent.parent, parts.env, info.config
-    if state["step"] >= config.total_steps:
+    if state["step"] >= config.total_steps and not restarted():  # after which the end may have been all that was left
         raise ConfigError(f"{source} has taken {state['step']} of {config.total_steps} steps: give more total steps")
     require_same(_common_ground(config))
     be_patient(config.parallel.timeout)

@@ -1,69 +1,28 @@
 """Steps the environments with the policy and hands out rollouts."""
 
 import itertools
-from collections import deque
-from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from levelhead.acting import Actor
 from levelhead.distributed import WHOLE, Cutoff, Shards, gathered_values
 from levelhead.envs import EnvState, VecEnv
+from levelhead.episodes import Episode, Episodes
 from levelhead.errors import ConfigError
 from levelhead.masks import require_legal
 from levelhead.networks import Policy, State
 from levelhead.numerics import pick
 from levelhead.rollout import Rollout
+from levelhead.rows import Rows
 from levelhead.seeding import Stream, derive, generator
 from levelhead.spaces import zeros
 from levelhead.tree import Tree, by_path, restore, tree_leaves, tree_map
 
-EPISODE_WINDOW = 100
-"""Episode statistics are means over this many latest episodes of a task, as in Stable-Baselines3."""
-
-
 ROWS_AT_ONCE = 2**14
 """Rows that the critic reads in one pass: with more, what its layers answer takes more memory than the rollout."""
-
-
-class Rows:
-    """A tensor `[T, N, ...]` that is written row by row, from tensors or arrays.
-
-    Args:
-        tensor: is written to.
-        name: of what it holds, for errors.
-    """
-
-    def __init__(self, tensor: Tensor, name: str) -> None:
-        self.tensor = tensor
-        self.name = name
-        self._tensors = tensor.unbind()
-        # From pinned memory a GPU fetches a row by itself, while the environments go on.
-        pinned = tensor.device.type == "cuda"
-        staging = torch.empty_like(tensor, device="cpu", pin_memory=True) if pinned else tensor
-        self._staged = staging.unbind() if pinned else None
-        self._arrays = None if staging.device.type != "cpu" else [row.numpy() for row in staging.unbind()]
-
-    def write(self, t: int, value: Tensor | npt.NDArray[Any]) -> None:
-        """Raises ConfigError where the shape is not that of a row."""
-        row = self._tensors[t]
-        if value.shape != row.shape:
-            given, expected = tuple(value.shape), tuple(row.shape)
-            raise ConfigError(f"the environments' {self.name} has shape {given}; expected {expected}")
-        if isinstance(value, Tensor):
-            row.copy_(value)
-        elif self._arrays is None:
-            row.copy_(torch.from_numpy(value))
-        else:
-            self._arrays[t][...] = value
-            if self._staged is not None:  # which the next rollout writes over, long after this copy
-                row.copy_(self._staged[t], non_blocking=True)
 
 
 @dataclass(frozen=True)
@@ -76,17 +35,6 @@ class _Played:
     """At the steps that are kept."""
     steps: int
     """So many were taken; the other rows repeat the last of these, and are not valid."""
-
-
-class Episode(NamedTuple):
-    """One that has ended."""
-
-    step: int
-    """Of the rollout, in which it did."""
-    task: int
-    reward: float
-    """The sum of its rewards, in the environment's units."""
-    length: int
 
 
 class Collector:
@@ -130,9 +78,7 @@ class Collector:
         self.num_steps = num_steps
         self.seed = seed
         self.reward_scale = reward_scale
-        tasks = max(len(env.tasks), 1)
-        self.returns = [deque[float](maxlen=EPISODE_WINDOW) for _ in range(tasks)]
-        self.lengths = [deque[int](maxlen=EPISODE_WINDOW) for _ in range(tasks)]
+        self.episodes = Episodes(env.num_envs, env.tasks)
 
         t, n, device = num_steps, env.num_envs, policy.device
         self._kept = [max(start - burn_in, 0) for start in range(0, t, chunk or t)]
@@ -178,8 +124,7 @@ class Collector:
                 n = self.env.num_envs
                 raise ConfigError(f"the environments' task is {task}; accepted: {n} numbers of torch.int64")
             self._require_known(task)
-        self._return = np.zeros(self.env.num_envs)
-        self._length = np.zeros(self.env.num_envs, dtype=np.int64)
+        self.episodes.begin()
 
     def under_way(self) -> EnvState | None:
         """What the next rollout starts from; None where environments cannot tell their state, or are ahead."""
@@ -206,8 +151,7 @@ class Collector:
             **{f"observation/{path}": x[-1] for path, x in by_path(self._observation).items()},
             "begins": self._begins.tensor[-1],
             **{f"memory/{path}": x for path, x in by_path(self._state).items()},
-            "return": torch.from_numpy(self._return),
-            "length": torch.from_numpy(self._length),
+            **self.episodes.under_way(),
         }
 
     def collect(self, iteration: int) -> Rollout:
@@ -452,49 +396,15 @@ class Collector:
                 values = torch.where(finite, values, torch.nan)
         return values
 
-    def episodes(self) -> list[Episode]:
-        """Those that ended in the latest rollout, on all ranks, in order; to be called once for each."""
-        reward, valid, terminated, truncated = (
-            rows.tensor.cpu().numpy() for rows in (self._reward, self._valid, self._terminated, self._truncated)
+    def ended(self) -> list[Episode]:
+        """Episodes that ended in the latest rollout, on all ranks, in order; to be called once for each."""
+        found = self.episodes.follow(
+            self._reward.tensor,
+            self._valid.tensor,
+            self._terminated.tensor | self._truncated.tensor,
+            None if self._task is None else self._task.tensor,
         )
-        reward = np.where(valid, reward.astype(np.float64), 0.0)
-        ended = terminated | truncated
-        task = np.zeros(ended.shape, dtype=np.int64) if self._task is None else self._task.tensor.cpu().numpy()
-        since, found = 0, list[Episode]()
-        for t in sorted({*np.flatnonzero(ended.any(1)).tolist(), len(ended) - 1}):
-            self._return += reward[since : t + 1].sum(0)
-            self._length += valid[since : t + 1].sum(0)
-            since = t + 1
-            for i in np.flatnonzero(ended[t]):
-                found.append(Episode(t, int(task[t, i]), float(self._return[i]), int(self._length[i])))
-            self._return[ended[t]] = 0.0
-            self._length[ended[t]] = 0
         return sorted(itertools.chain(*gathered_values(found)), key=lambda episode: episode.step)
-
-    def record(self, episodes: Iterable[Episode]) -> None:
-        """Takes episodes into the statistics; not done where their rollout turns out to be broken."""
-        for _, task, reward, length in episodes:
-            self.returns[task].append(reward)
-            self.lengths[task].append(length)
-
-    def metrics(self) -> dict[str, float]:
-        """Episode statistics over the latest episodes: per task, and the mean over tasks; none before one has ended."""
-        metrics: dict[str, float] = {}
-        for name, windows in (("rollout/ep_rew_mean", self.returns), ("rollout/ep_len_mean", self.lengths)):
-            means = {k: float(np.mean(window)) for k, window in enumerate(windows) if window}
-            if means:
-                metrics[name] = float(np.mean(list(means.values())))
-            if self.env.tasks:
-                metrics |= {f"{name}/{self.env.tasks[k]}": mean for k, mean in means.items()}
-        return metrics
-
-    def state_dict(self) -> dict[str, object]:
-        return {"returns": [list(x) for x in self.returns], "lengths": [list(x) for x in self.lengths]}
-
-    def load_state_dict(self, state: dict[str, list[list[float]]]) -> None:
-        for returns, lengths, r, n in zip(self.returns, self.lengths, state["returns"], state["lengths"], strict=True):
-            returns.extend(r)
-            lengths.extend(int(x) for x in n)
 
 
 def _extended(x: Tensor, steps: int) -> Tensor:

@@ -128,7 +128,7 @@ class Trainer:
         leave_word(f"collecting iteration {self.iteration + 1}")
         rollout = self.collector.collect(self.iteration)
         leave_word(f"learning in iteration {self.iteration + 1}")
-        episodes = self.collector.episodes()
+        ended = self.collector.ended()
         collected = time.perf_counter()
         steps = total(rollout.valid.sum())
         if self.settings.overlap and self.step + int(steps) < self.settings.total_steps:
@@ -147,7 +147,7 @@ class Trainer:
             self.learner.forget()
             self.collector.settle()
             raise TrainingFault(f"{fault}; stopped before the optimiser step that would have used it")
-        self.collector.record(episodes)
+        self.collector.episodes.record(ended)
         taken = int(values.pop("steps"))
         self.step += taken
         self.iteration += 1
@@ -159,7 +159,8 @@ class Trainer:
         }
         restarts = self.collector.env.restarts
         counted = {} if restarts is None else {"health/env_restarts": float(total(torch.tensor(restarts)))}
-        return Iteration(self.iteration, self.step, taken, {**self.collector.metrics(), **values, **counted, **timing})
+        metrics = {**self.collector.episodes.metrics(), **values, **counted, **timing}
+        return Iteration(self.iteration, self.step, taken, metrics)
 
     @torch.no_grad()
     def _learn(self, rollout: Rollout) -> tuple[Health, dict[str, Tensor]]:
@@ -307,12 +308,13 @@ class Trainer:
 
     def state_dict(self) -> dict[str, Any]:
         """Whatever changes during training, as tensors and JSON values."""
+        episodes = self.collector.episodes
         return {
             "policy": self.policy.state_dict(),
             "optimizer": self.learner.state_dict(),
             "advantage": self.advantage.state_dict(),
             "rewards": {} if self.rewards is None else self.rewards.state_dict(),
-            "progress": {"iteration": self.iteration, "step": self.step, "episodes": self.collector.state_dict()},
+            "progress": {"iteration": self.iteration, "step": self.step, "episodes": episodes.state_dict()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -325,7 +327,7 @@ class Trainer:
             self.rewards.load_state_dict(state["rewards"])
         progress = state["progress"]
         self.iteration, self.step = progress["iteration"], progress["step"]
-        self.collector.load_state_dict(progress["episodes"])
+        self.collector.episodes.load_state_dict(progress["episodes"])
         self.restart_episodes()
         if (values := state.get("under_way")) is not None:
             if len(values) != ranks():

@@ -329,6 +329,14 @@ def test_a_finished_run_is_refused_and_left_alone_unless_given_more_steps(run_co
     assert lh.resume(run_copy, total_steps=97).step == 128
 
 
+def test_processes_that_are_started_anew_after_the_last_step_have_nothing_left_to_do(run_copy, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    learned, logged = checkpoint.checkpoints(run_copy), (run_copy / "metrics.jsonl").read_text()
+    run = lh.resume(run_copy)
+    assert (run.step, run.interrupted) == (96, False)
+    assert (checkpoint.checkpoints(run_copy), (run_copy / "metrics.jsonl").read_text()) == (learned, logged)
+
+
 def test_schedules_go_on_from_the_resumed_step_and_never_below_their_end(tiny, metrics):
     config = tiny(**{"optimizer.learning_rate": Schedule(1e-2, 0.0), "ppo.clip_range": Schedule(0.2, 0.1)})
     run = lh.train("CartPole-v1", config=config)
