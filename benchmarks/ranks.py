@@ -5,13 +5,16 @@
     python benchmarks/ranks.py report
 
 Every rank has as many environments as a process has by itself, and one thread. Efficiency is the time of an iteration
-of one rank over that of two. `links` delays and throttles what hosts send, and fits
+of one rank over that of two; beside it, the time of two processes that know nothing of each other, the slower one's,
+over that of two ranks, as two processors at once may each be slower than one. `links` delays and throttles what hosts
+send, and fits
 
-    seconds = local + hops (delay + overhead) x collectives + share x bytes / bandwidth
+    seconds = local + delays x delay x collectives + share x bytes / bandwidth
 
-where a ring of N ranks has hops = 2 (N - 1) and share = 2 (N - 1) / N (Patarasuk and Yuan 2009, "Bandwidth optimal
-all-reduce algorithms for clusters of workstations"). `report` prints both beside the theory, and what the same comes to
-with more ranks. Appends to results/ranks.jsonl.
+where a ring of N ranks has 2 (N - 1) delays and a share of 2 (N - 1) / N (Patarasuk and Yuan 2009, "Bandwidth optimal
+all-reduce algorithms for clusters of workstations"); gloo has more delays, as who sends and who receives may have to
+agree first. `report` prints both beside the theory, and what the same comes to with more ranks. Appends to
+results/ranks.jsonl.
 """
 
 import argparse
@@ -46,6 +49,7 @@ DELAYS = (0.0, 0.002, 0.01)
 RATES = (math.inf, 100e6, 20e6)
 """Bits per second that a host sends."""
 HOSTS = (2, 3, 4)
+KINDS = ("one rank", "two apart", "two ranks")
 MORE = (8, 64, 512)
 NETWORKS = {
     "100 Gbit/s, 5 us": (100e9, 5e-6),
@@ -82,7 +86,7 @@ class Work:
 
 
 WORKS = {
-    "compute-bound": Work("CartPole-v1", 16, 256, 10, 16, 256),
+    "compute-bound": Work("CartPole-v1", 16, 256, 10, 4, 256),
     "environment-bound": Work("HalfCheetah-v5", 8, 256, 2, 4, 64),
     "small steps": Work("HalfCheetah-v5", 8, 256, 10, 32, 64),
 }
@@ -153,21 +157,24 @@ def command(work: Work, path: Path) -> tuple[str, ...]:
     return (__file__, "rank", json.dumps(dataclasses.asdict(work)), str(path))
 
 
-def alone(work: Work, count: int) -> dict[str, float]:
-    """An iteration of so many ranks on this machine."""
+def here(work: Work, kind: str) -> dict[str, float]:
+    """An iteration on this machine, of one of `KINDS`."""
+    launcher = (*TORCHRUN, "--nproc-per-node=2") if kind == "two ranks" else ()
     with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory) / "found.json"
-        launcher = (*TORCHRUN, f"--nproc-per-node={count}") if count > 1 else ()
-        subprocess.run([sys.executable, *launcher, *command(work, path)], check=True, capture_output=True)
-        return json.loads(path.read_text())
+        paths = [Path(directory) / f"{k}.json" for k in range(2 if kind == "two apart" else 1)]
+        started = [subprocess.Popen([sys.executable, *launcher, *command(work, path)]) for path in paths]
+        statuses = [process.wait() for process in started]
+        if any(statuses):
+            raise SystemExit(f"{work} failed with {kind}")
+        return max((json.loads(path.read_text()) for path in paths), key=lambda found: found["seconds"])
 
 
 def efficiency(rounds: int) -> None:
     for i in range(1, rounds + 1):
         for name, work in WORKS.items():
-            for count in (1, 2) if i % 2 else (2, 1):
-                key = {"what": "efficiency", "work": name, "settings": dataclasses.asdict(work)}
-                records.append("ranks", {**key, "ranks": count, "round": i, **alone(work, count)})
+            for kind in KINDS if i % 2 else reversed(KINDS):
+                key = {"what": "efficiency", "work": name, "settings": dataclasses.asdict(work), "kind": kind}
+                records.append("ranks", {**key, "round": i, **here(work, kind)})
 
 
 def links() -> None:
@@ -187,41 +194,45 @@ def links() -> None:
 def report() -> None:
     rows = records.read("ranks")
     local = report_efficiency([r for r in rows if r["what"] == "efficiency"])
-    overhead = report_fit([r for r in rows if r["what"] == "links" and r["settings"] == dataclasses.asdict(LINKED)])
-    report_networks(local, overhead)
+    delays = report_fit([r for r in rows if r["what"] == "links" and r["settings"] == dataclasses.asdict(LINKED)])
+    report_networks(local, delays)
 
 
 def report_efficiency(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     """By work, what one rank takes and what two send each other."""
-    heads = ("ms, one rank", "two ranks", "efficiency", "sums in an iteration", "KB in each", "of the model", "others")
+    heads = ("ms, one rank", "two apart", "two ranks", "efficiency", "of two apart")
+    heads += ("sums in an iteration", "KB in each", "of the model", "others")
     print(f"| | {' | '.join(heads)} |\n" + "|---" * (len(heads) + 1) + "|")
     local = dict[str, dict[str, float]]()
     for name, work in WORKS.items():
         mine = [r for r in rows if r["work"] == name and r["settings"] == dataclasses.asdict(work)]
-        one, two = ({r["round"]: r for r in mine if r["ranks"] == n} for n in (1, 2))
-        if not (rounds := sorted(one.keys() & two.keys())):
+        by_kind = [{r["round"]: r for r in mine if r["kind"] == kind} for kind in KINDS]
+        one, apart, two = by_kind
+        if not (rounds := sorted(one.keys() & apart.keys() & two.keys())):
             continue
-        low, *_, high = ratios = sorted(one[i]["seconds"] / two[i]["seconds"] for i in rounds)
-        ms = [1e3 * statistics.median(r["seconds"] for r in which.values()) for which in (one, two)]
         last = two[rounds[-1]]
         cells = (
             name,
-            *(f"{x:.0f}" for x in ms),
-            f"{statistics.median(ratios):.2f} ({low:.2f} to {high:.2f})",
+            *(f"{1e3 * statistics.median(r['seconds'] for r in which.values()):.0f}" for which in by_kind),
+            *(spread([which[i]["seconds"] / two[i]["seconds"] for i in rounds]) for which in (one, apart)),
             f"{last['sums']:.0f}",
             f"{last['bytes'] / last['sums'] / 1e3:.1f}",
             f"{last['bytes'] / last['parameters']:.0f} times",
             f"{last['others']:.0f}",
         )
         print(f"| {' | '.join(cells)} |")
-        local[name] = {**last, "local": ms[0] / 1e3}
+        local[name] = {**last, "local": statistics.median(r["seconds"] for r in one.values())}
     return local
 
 
+def spread(values: list[float]) -> str:
+    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+
+
 def report_fit(rows: list[dict[str, Any]]) -> float:
-    """Prints hops and shares as measured; answers the seconds that a hop takes by itself."""
-    print("\n| hosts | hops | by theory | share of the bytes | by theory | R2 |\n|---|---|---|---|---|---|")
-    overheads = list[float]()
+    """Prints delays and shares as measured; answers how many delays there are for each of a ring."""
+    print("\n| hosts | delays | of a ring | share of the bytes | of a ring | R2 |\n|---|---|---|---|---|---|")
+    found = list[float]()
     for count in sorted({r["ranks"] for r in rows}):
         mine = [r for r in rows if r["ranks"] == count]
         bits = [8 * r["bytes"] / (r["bits_per_second"] or math.inf) for r in mine]
@@ -232,16 +243,17 @@ def report_fit(rows: list[dict[str, Any]]) -> float:
         explained = 1 - rest @ rest / ((seconds - seconds.mean()) ** 2).sum()
         ring = 2 * (count - 1)
         print(f"| {count} | {fitted[1]:.2f} | {ring} | {fitted[2]:.2f} | {ring / count:.2f} | {explained:.3f} |")
-        overheads += [r["tiny"] / ring for r in mine if r["delay"] == 0 and not r["bits_per_second"]]
-    return overheads[0] if overheads else math.nan
+        found.append(fitted[1] / ring)
+    return statistics.mean(found) if found else math.nan
 
 
-def report_networks(local: dict[str, dict[str, float]], overhead: float) -> None:
+def report_networks(local: dict[str, dict[str, float]], delays: float) -> None:
     """What the model says of networks that aren't there."""
-    print(f"\nEfficiency by the model; a hop takes {1e6 * overhead:.0f} us beside its delay.\n")
+    work = statistics.median(r["tiny"] for r in local.values()) / 2 if local else math.nan
     print(
-        "| | network | " + " | ".join(f"{n} ranks" for n in (8, 64, 512)) + " | bound by |\n|---|---|---|---|---|---|"
+        f"\nEfficiency by the model, with {delays:.1f} delays for a hop, and {1e6 * work:.0f} us of work for it here.\n"
     )
+    print(f"| | network | {' | '.join(f'{n} ranks' for n in MORE)} | bound by |\n" + "|---" * (len(MORE) + 3) + "|")
     for name, r in local.items():
         for network, (rate, delay) in NETWORKS.items():
             cells, bound = list[str](), ""
@@ -249,7 +261,8 @@ def report_networks(local: dict[str, dict[str, float]], overhead: float) -> None
                 ring = 2 * (count - 1)
                 parts = {
                     "computing": r["local"],
-                    "hops": ring * (delay + overhead) * r["sums"],
+                    "delays": ring * delays * delay * r["sums"],
+                    "work for hops": ring * work * r["sums"],
                     "bandwidth": ring / count * 8 * r["bytes"] / rate,
                 }
                 cells.append(f"{r['local'] / sum(parts.values()):.2f}")

@@ -423,7 +423,7 @@ def test_the_number_of_reads_does_not_grow_with_that_of_the_steps(env):
 def test_a_mask_on_a_device_that_leaves_nothing_is_refused_after_the_rollout(monkeypatch):
     env = Staggered(masked=True)
     collector = Collector(env, policy_for(env), 9, seed=1)
-    monkeypatch.setattr(collector, "_masks_at_hand", False)
+    monkeypatch.setattr(collector._loops[0], "_masks_at_hand", False)
     collector.collect(0)
     env.action_mask[1] = False
     with pytest.raises(ConfigError, match=r"action mask of environment 1 leaves nothing legal"):

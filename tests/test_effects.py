@@ -39,6 +39,7 @@ CHANGES_THE_OUTCOME = {
     "backend": ("vector", {}),
     "engine": ("torch", {}),
     "overlap": (True, {}),
+    "double_buffer": (True, {"backend": "processes"}),
     "eval_every": (32, {}),
     "eval_episodes": (1, {"eval_every": 32}),
     "env.kwargs": ({"sutton_barto_reward": True}, {}),

@@ -441,6 +441,10 @@ class Config:
     overlap: bool = False
     """Let the environments go on while the policy learns: they are one iteration ahead of it, and learning corrects for
     that with clipped importance weights. Of use where the environments leave Python alone, and learning takes long."""
+    double_buffer: bool = False
+    """Choose actions for one half of the environments while the other half steps (Petrenko et al. 2020, "Sample
+    Factory"). The halves are shards; without this, the same shards learn the same. Of use where environments that step
+    elsewhere, as with the backends processes and envpool, take about as long as choosing does."""
     run_dir: Path | None = None
     """Where the run is written; runs/<env>/<UTC time>-s<seed> where not given."""
     eval_every: int = 0
@@ -502,6 +506,10 @@ class Config:
             )
         if self.backend != "processes":
             require_default("env", self.env, ("workers", "timeout", "max_restarts"), f"backend is {self.backend}")
+        if self.double_buffer and self.backend in ("sync", "vector"):
+            raise ConfigError(
+                f"double_buffer has nothing to act on: backend {self.backend} steps while it is waited for"
+            )
         if self.eval_episodes != Config.eval_episodes and not self.eval_every:
             raise ConfigError("eval_episodes has nothing to act on: eval_every is 0")
 

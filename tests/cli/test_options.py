@@ -23,7 +23,8 @@ OPTIONS = {
     "eval-episodes", "eval-every", "head.beta", "import", "keep-checkpoints", "memory.kind", "memory.place",
     "memory.sharing", "memory.size", "network.activation", "network.actor", "network.critic",
     "network.image-encoder", "network.no-normalize-observation", "network.normalize-observation", "network.shared",
-    "no-normalize-reward", "no-overlap", "normalize-reward", "num-envs", "num-steps", "objective", "optimizer.clip",
+    "double-buffer", "no-double-buffer", "no-normalize-reward", "no-overlap", "normalize-reward", "num-envs",
+    "num-steps", "objective", "optimizer.clip",
     "network.precision", "overlap", "parallel.cutoff", "parallel.shards", "parallel.timeout",
     "optimizer.eps", "optimizer.kl-target", "optimizer.learning-rate", "optimizer.max-grad-norm",
     "optimizer.warmup", "optimizer.weight-decay", "ppo.advantage", "ppo.burn-in", "ppo.chunk", "ppo.clip-range",
@@ -66,6 +67,7 @@ TEXTS = {
     "env.timeout": ("0.5", 0.5),
     "env.max_restarts": ("3", 3),
     "overlap": (None, True),
+    "double_buffer": (None, True),
     "total_steps": ("77", 77),
     "seed": ("5", 5),
     "value": ("linear", "linear"),
@@ -158,6 +160,7 @@ TEXTS = {
 LAYERS = {"shared": (6.5e-4, 1e-5), "actor": (3e-4, 1e-8), "critic": (1e-3, 1e-6)}
 
 AROUND = {
+    "double_buffer": ["--backend", "processes"],
     "eval_episodes": ["--eval-every", "9"],
     "memory.kind": [],
     "memory": ["--memory.kind", "lstm"],

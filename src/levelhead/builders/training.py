@@ -1,6 +1,7 @@
 """The trainer that a config describes, and its parts."""
 
 import warnings
+from collections.abc import Sequence
 from copy import deepcopy
 
 import torch
@@ -30,7 +31,7 @@ from levelhead.config import AdvantageScale, Config, GroupConfig, require_defaul
 from levelhead.criterion import Criterion, CriterionSettings, Loss
 from levelhead.distributed import Cutoff, Shards, rank, ranks
 from levelhead.divergence import KLControl
-from levelhead.envs import VecEnv
+from levelhead.envs import ShardedVecEnv, VecEnv
 from levelhead.errors import ConfigError
 from levelhead.estimators import GAE, Estimator, LateGAE, NStep, VTrace
 from levelhead.learner import Learner
@@ -72,7 +73,7 @@ def build_trainer(config: Config, env: VecEnv, policy: Policy, objective: Object
             config.reward_scale,
             ppo.chunk,
             ppo.burn_in,
-            build_actor(config, acting, arrays=env.arrays),
+            [(part, build_actor(config, acting, arrays=part.arrays)) for part in _halves(config, env)],
             shards,
             Cutoff(config.parallel.cutoff) if config.parallel.cutoff < 1 and ranks() > 1 else None,
         ),
@@ -96,13 +97,25 @@ def place_shards(config: Config) -> Shards:
     Raises:
         ConfigError: they can't be divided evenly among the ranks.
     """
-    count, several = config.parallel.shards or ranks(), ranks()
+    several = ranks()
+    count = config.parallel.shards or several * (2 if config.double_buffer else 1)
     if count % several:
         raise ConfigError(f"there are {several} ranks; accepted: a divisor of parallel.shards, {count}")
     if config.num_envs % count:
         raise ConfigError(f"num_envs is {config.num_envs}; accepted: a multiple of the {count} shards")
     here = count // several
+    if config.double_buffer and here != 2:
+        raise ConfigError(f"double_buffer takes two shards in turn; with {count} in all each process has {here}")
     return Shards(count, here * rank(), here)
+
+
+def _halves(config: Config, env: VecEnv) -> Sequence[VecEnv]:
+    """What is stepped in turn."""
+    if not config.double_buffer:
+        return (env,)
+    if not isinstance(env, ShardedVecEnv):
+        raise ConfigError("double_buffer needs environments given by id or function, which two halves can be made of")
+    return env.parts
 
 
 def _check_fit(config: Config, env: VecEnv, policy: Policy, advantage: AdvantageScaling) -> None:
@@ -125,7 +138,11 @@ def _check_fit(config: Config, env: VecEnv, policy: Policy, advantage: Advantage
     if config.overlap and policy.remembers:
         raise ConfigError("overlap doesn't go with memory, which would be that of a policy from before")
     if config.parallel.cutoff < 1:
-        for name, holds in (("overlap", config.overlap), ("normalize_reward", config.normalize_reward)):
+        for name, holds in (
+            ("overlap", config.overlap),
+            ("double_buffer", config.double_buffer),
+            ("normalize_reward", config.normalize_reward),
+        ):
             if holds:
                 raise ConfigError(f"parallel.cutoff doesn't go with {name}")
     if config.overlap and config.targets not in ("gae", "vtrace"):
@@ -332,7 +349,7 @@ def _chunk(config: Config, policy: Policy) -> int:
     chunk = steps if given is None else given
     if steps % chunk:
         raise ConfigError(f"ppo.chunk is {chunk}; accepted: a divisor of num_steps, {steps}")
-    shards = config.parallel.shards or ranks()
+    shards = place_shards(config).count
     columns = config.num_envs * steps // chunk // shards
     if count > columns:
         raise ConfigError(

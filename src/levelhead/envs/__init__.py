@@ -6,6 +6,7 @@ from levelhead.envs.cartpole import TensorCartPole
 from levelhead.envs.gymnasium import GymnasiumVecEnv, make_gymnasium
 from levelhead.envs.multitask import MultiTaskVecEnv, make_env, task_names
 from levelhead.envs.processes import Workers
+from levelhead.envs.shards import ShardedVecEnv
 from levelhead.envs.tensors import TensorVecEnv
 from levelhead.envs.vec import ArrayStep, EnvState, Step, VecEnv
 
@@ -15,6 +16,7 @@ __all__ = [
     "EnvState",
     "GymnasiumVecEnv",
     "MultiTaskVecEnv",
+    "ShardedVecEnv",
     "Step",
     "TensorCartPole",
     "TensorVecEnv",

@@ -152,8 +152,16 @@ class EnvPoolEnvs(VectorEnv[Any, Any, Any]):
         return self._pool.reset()[0], {}
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        *answers, _ = self._pool.step(actions.astype(self._pool.action_space.dtype, copy=False))
-        observation, reward, terminated, truncated = answers
+        self.step_async(actions)
+        return self.step_wait()
+
+    def step_async(self, actions: Any) -> None:
+        """Starts a step, which `step_wait` answers."""
+        self._pool.send(actions.astype(self._pool.action_space.dtype, copy=False))
+
+    def step_wait(self) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """What comes of the step."""
+        observation, reward, terminated, truncated, _ = self._pool.recv()
         return observation, reward, terminated, truncated, {}
 
     def close_extras(self, **kwargs: Any) -> None:  # noqa: ARG002  # of the protocol

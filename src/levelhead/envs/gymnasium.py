@@ -57,6 +57,8 @@ class GymnasiumVecEnv(VecEnv):
         self.action_space = env.single_action_space
         # Whoever overrides the one way of stepping means both.
         self.arrays = type(self).step is GymnasiumVecEnv.step
+        # These go on while nobody waits for them.
+        self._elsewhere = env if isinstance(env, ProcessEnvs | EnvPoolEnvs) and self.arrays else None
         self._action_tree = space_tree(self.action_space)
         self._resetting = np.zeros(self.num_envs, dtype=np.bool_)
         self._everyone = np.ones(self.num_envs, dtype=np.bool_)
@@ -75,7 +77,20 @@ class GymnasiumVecEnv(VecEnv):
         return self.step_arrays(tree_map(lambda x: x.cpu().numpy(), action)).tensors()
 
     def step_arrays(self, action: Tree) -> ArrayStep:
-        observation, reward, terminated, truncated, info = self.env.step(tree_map(_cast, self._action_tree, action))
+        return self._answer(*self.env.step(tree_map(_cast, self._action_tree, action)))
+
+    def send(self, action: Tree) -> None:
+        if self._elsewhere is None:
+            super().send(action)
+        else:
+            self._elsewhere.step_async(tree_map(_cast, self._action_tree, action))
+
+    def receive(self) -> Step | ArrayStep:
+        return super().receive() if self._elsewhere is None else self._answer(*self._elsewhere.step_wait())
+
+    def _answer(
+        self, observation: Any, reward: Array, terminated: Bools, truncated: Bools, info: Mapping[str, Any]
+    ) -> ArrayStep:
         ended = terminated | truncated
         valid = final = None
         match self.mode:

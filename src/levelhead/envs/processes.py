@@ -107,27 +107,40 @@ class ProcessEnvs(VectorEnv[Any, Any, Any]):
         seeds = seeds_of(seed, self.num_envs)
         if seeds[0] is not None:
             self._seed = seeds[0]
-        notes, _ = self._ask([("reset", seeds[share.slice], options) for share in self._shares])
+        self._ask([("reset", seeds[share.slice], options) for share in self._shares])
+        notes, _ = self._answers()
         return self._room.observation, self._gathered(notes)
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        room, given = self._room, list(iterate(self.action_space, actions))
-        before = tree_map(np.copy, room.observation)
-        notes, lost = self._ask([("step", given[share.slice]) for share in self._shares])
+        self.step_async(actions)
+        return self.step_wait()
+
+    def step_async(self, actions: Any) -> None:
+        """Starts a step, which `step_wait` answers."""
+        given = list(iterate(self.action_space, actions))
+        self._before = tree_map(np.copy, self._room.observation)
+        self._ask([("step", given[share.slice]) for share in self._shares])
+
+    def step_wait(self) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """What comes of the step."""
+        room = self._room
+        notes, lost = self._answers()
         for i in np.flatnonzero(lost).tolist():
             room.reward[i], room.terminated[i], room.truncated[i] = 0.0, False, True
-            notes.append((i, {"final_obs": _row(before, i)}))
+            notes.append((i, {"final_obs": _row(self._before, i)}))
         infos = self._gathered(notes)
         if lost.any():
             infos[LOST] = lost
         return room.observation, room.reward.copy(), room.terminated.copy(), room.truncated.copy(), infos
 
-    def _ask(self, questions: Sequence[tuple[Any, ...]]) -> tuple[Notes, npt.NDArray[np.bool_]]:
+    def _ask(self, questions: Sequence[tuple[Any, ...]]) -> None:
+        for share, question in zip(self._shares, questions, strict=True):
+            share.ask(question)
+
+    def _answers(self) -> tuple[Notes, npt.NDArray[np.bool_]]:
         """Every share's notes on its question; and the environments of those that had to be replaced, bool `[N]`."""
         notes: Notes = []
         lost = np.zeros(self.num_envs, dtype=np.bool_)
-        for share, question in zip(self._shares, questions, strict=True):
-            share.ask(question)
         deadline = time.monotonic() + self.workers.timeout
         for share in self._shares:
             try:

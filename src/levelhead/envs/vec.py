@@ -129,6 +129,15 @@ class VecEnv(ABC):
         """
         raise NotImplementedError(f"{type(self).__name__}.arrays is {self.arrays}")
 
+    def send(self, action: Tree) -> None:
+        """Hands over actions, as `step_arrays` takes them where `arrays` is True, and as `step` does otherwise; those
+        that can step by themselves meanwhile do."""
+        self._sent = action
+
+    def receive(self) -> "Step | ArrayStep":
+        """What comes of the actions that were sent."""
+        return self.step_arrays(self._sent) if self.arrays else self.step(self._sent)
+
     def get_state(self) -> EnvState | None:
         """Where they are in their episodes; None where they can't tell, and new ones begin at every checkpoint."""
         return None
