@@ -31,7 +31,8 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "envpool": {"backend": "envpool"},
     "overlap": {"overlap": True},
 }
-"""What each changes in the preset. Processes and threads are not among them: they change nothing, bit for bit."""
+"""What each changes in the preset. Processes, threads and double buffering are not among them: they change nothing, bit
+for bit, but that halves are two shards."""
 STEPS = {"CartPole-v1": 100_000, "Pendulum-v1": 200_000, "HalfCheetah-v5": 300_000}
 WITHOUT = {("Pendulum-v1", "vector"), ("HalfCheetah-v5", "vector")}
 """Environments that have no such thing."""

@@ -341,7 +341,7 @@ def test_acting_and_learning_see_the_same_inputs(env):
 def test_observation_statistics_are_those_of_every_observation_acted_on():
     env, steps = recording(Noise())
     trainer = make_trainer(env, total_steps=3 * 128, network=replace(SMALL, normalize_observation=True))
-    first = trainer.collector._observation[-1].clone()
+    first = trainer.collector._loops[0].observation[-1].clone()
     list(trainer)
     seen = torch.stack([first, *(step.observation for step in steps[:-1])]).double()
     normalizer = normalizer_of(trainer.policy)
