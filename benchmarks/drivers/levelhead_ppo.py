@@ -33,7 +33,7 @@ advance = Trainer.__next__
 
 def watched(trainer: Trainer) -> Iteration:
     iteration = advance(trainer)
-    meter.returns = trainer.collector.returns[0]
+    meter.returns = trainer.collector.episodes.returns[0]
     meter.iteration(iteration.step)
     return iteration
 
