@@ -2,6 +2,7 @@
 
 import gymnasium as gym
 import pytest
+import torch
 
 import levelhead as lh
 from levelhead.acting import Actor
@@ -44,6 +45,16 @@ def test_while_one_half_steps_actions_of_the_other_are_chosen():
     expected = ["acting", "a steps", "acting", "b steps"]
     expected += ["a has stepped", "acting", "a steps", "b has stepped", "acting", "b steps"]
     assert log == [*expected, "a has stepped", "b has stepped"]
+
+
+def test_parts_in_one_process_have_all_been_sent_to_before_any_is_waited_for():
+    log = []
+    parts = [Told("a", log), Told("b", log)]
+    env = ShardedVecEnv(parts)
+    env.reset(0)
+    step = env.step(torch.zeros(4, dtype=torch.int64))
+    assert log == ["a steps", "b steps", "a has stepped", "b has stepped"]
+    assert torch.equal(step.observation, torch.cat([part.observation for part in parts]))
 
 
 @pytest.fixture

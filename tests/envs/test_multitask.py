@@ -125,6 +125,24 @@ def test_nothing_is_said_of_valid_rows_and_final_observations_where_no_member_do
 # -- seeds -------------------------------------------------------------------------------------------------------
 
 
+def test_every_member_has_been_sent_its_actions_before_any_is_waited_for():
+    log = []
+
+    class Told(Recorder):
+        def send(self, action):
+            log.append("sent")
+            super().send(action)
+
+        def receive(self):
+            log.append("received")
+            return super().receive()
+
+    env = MultiTaskVecEnv({"a": Told(), "b": Told()})
+    env.reset(0)
+    env.step(torch.zeros(4, dtype=torch.int64))
+    assert log == ["sent", "sent", "received", "received"]
+
+
 def test_every_member_has_a_seed_of_its_own_which_the_seed_decides():
     def seeds(seed):
         members = Recorder(), Recorder(), Recorder()

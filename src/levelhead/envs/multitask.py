@@ -15,7 +15,7 @@ from levelhead.envs.backends import Backend
 from levelhead.envs.gymnasium import make_gymnasium
 from levelhead.envs.processes import Workers
 from levelhead.envs.shards import ShardedVecEnv
-from levelhead.envs.vec import Step, VecEnv, joined
+from levelhead.envs.vec import Step, VecEnv, joined, receive_tensors, send_tensors
 from levelhead.errors import ConfigError
 from levelhead.seeding import Stream, derive
 from levelhead.tree import Tree, tree_map
@@ -61,18 +61,17 @@ class MultiTaskVecEnv(VecEnv):
         return torch.cat([self._padded(k, x) for k, x in enumerate(first)])
 
     def step(self, action: Tree) -> Step:
-        steps: list[Step] = []
+        self.send(action)
+        return self.receive()
+
+    def send(self, action: Tree) -> None:
         stops = itertools.accumulate(self._counts)
-        for k, (member, end) in enumerate(zip(self.members, stops, strict=True)):
+        for member, end in zip(self.members, stops, strict=True):
             own = tree_map(lambda x, start=end - member.num_envs, stop=end: x[start:stop], action)
-            step = member.step(_own_action(member.action_space, own))
-            final = step.final_observation
-            steps.append(
-                step._replace(
-                    observation=self._padded(k, step.observation),
-                    final_observation=None if final is None else self._padded(k, final),
-                )
-            )
+            send_tensors(member, _own_action(member.action_space, own))
+
+    def receive(self) -> Step:
+        steps = [self._padded_step(k, receive_tensors(member)) for k, member in enumerate(self.members)]
         self._join_masks()
         return joined(steps)
 
@@ -94,6 +93,13 @@ class MultiTaskVecEnv(VecEnv):
             free = (torch.ones(n, choices, dtype=torch.bool) for n in self._counts)
             whole[path] = torch.cat([given.get(path, rest) for given, rest in zip(parts, free, strict=True)])
         self.action_mask = whole.get("", whole) if whole else None
+
+    def _padded_step(self, task: int, step: Step) -> Step:
+        final = step.final_observation
+        return step._replace(
+            observation=self._padded(task, step.observation),
+            final_observation=None if final is None else self._padded(task, final),
+        )
 
     def _padded(self, task: int, observation: Tensor) -> Tensor:
         flat = observation.reshape(len(observation), -1)

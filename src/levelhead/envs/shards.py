@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from levelhead.envs.vec import Step, VecEnv, joined
+from levelhead.envs.vec import Step, VecEnv, joined, receive_tensors, send_tensors
 from levelhead.seeding import Stream, derive
 from levelhead.tree import Tree, tree_map
 
@@ -33,11 +33,16 @@ class ShardedVecEnv(VecEnv):
         return tree_map(lambda *xs: torch.cat(xs), *first)
 
     def step(self, action: Tree) -> Step:
+        self.send(action)
+        return self.receive()
+
+    def send(self, action: Tree) -> None:
         size = self.num_envs // len(self.parts)
-        steps: list[Step] = []
         for k, part in enumerate(self.parts):
-            own = tree_map(lambda x, start=k * size: x[start : start + size], action)
-            steps.append(part.step(own))
+            send_tensors(part, tree_map(lambda x, start=k * size: x[start : start + size], action))
+
+    def receive(self) -> Step:
+        steps = [receive_tensors(part) for part in self.parts]
         self._take_over()
         return joined(steps)
 

@@ -149,3 +149,14 @@ class VecEnv(ABC):
     @abstractmethod
     def close(self) -> None:
         """Releases what the environments hold."""
+
+
+def send_tensors(env: VecEnv, action: Tree) -> None:
+    """`env.send` of tensors, whichever it would rather be given."""
+    env.send(tree_map(lambda x: x.cpu().numpy(), action) if env.arrays else action)
+
+
+def receive_tensors(env: VecEnv) -> Step:
+    """What `env.receive` answers, in tensors."""
+    step = env.receive()
+    return step.tensors() if isinstance(step, ArrayStep) else step
