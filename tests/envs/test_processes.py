@@ -238,6 +238,28 @@ def test_nothing_is_left_behind():
     assert len(os.listdir("/proc/self/fd")) < files
 
 
+class Leaving(gym.Wrapper):
+    """Writes down that it was closed."""
+
+    def __init__(self, path):
+        super().__init__(gym.make("CartPole-v1"))
+        self.path = path
+
+    def close(self):
+        super().close()
+        self.path.write_text("closed")
+
+
+def test_environments_are_closed_while_others_that_were_forked_later_live_on(tmp_path):
+    paths = [tmp_path / str(i) for i in range(2)]
+    envs = [ProcessEnvs([partial(Leaving, path)], Workers(1)) for path in paths]
+    for path in paths:
+        path.unlink()  # the first of each was made only to ask for its spaces
+    for env, path in zip(envs, paths, strict=True):
+        env.close()
+        assert path.read_text() == "closed"
+
+
 def held():
     """Files, threads, mappings of memory and children of this process."""
     process = Path("/proc/self")
@@ -254,6 +276,24 @@ def test_runs_one_after_another_leave_nothing_behind(tiny, workdir):
         run = lh.train("CartPole-v1", config=config, run_dir=workdir / str(i))
         lh.resume(run.directory, total_steps=96)
     assert held() == before
+
+
+FORGOTTEN = """
+import gymnasium as gym
+from functools import partial
+from levelhead.envs.processes import ProcessEnvs
+env = ProcessEnvs([partial(gym.make, "CartPole-v1")] * 2)
+env.reset(seed=1)
+print(*(share._process.pid for share in env._shares), flush=True)
+raise RuntimeError("nobody closes them")
+"""
+
+
+def test_an_interpreter_ends_though_nobody_has_closed_them():
+    script = subprocess.run([sys.executable, "-c", FORGOTTEN], capture_output=True, text=True, timeout=60)
+    assert script.returncode == 1
+    assert "nobody closes them" in script.stderr
+    assert all(gone(int(pid)) for pid in script.stdout.split())
 
 
 ORPHANS = """

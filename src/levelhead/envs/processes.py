@@ -8,6 +8,7 @@ import signal
 import time
 import traceback
 import warnings
+import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -91,6 +92,8 @@ class ProcessEnvs(VectorEnv[Any, Any, Any]):
             _Share(makes[start:stop], start, self._room.rows(start, stop), self.workers.timeout)
             for start, stop in itertools.pairwise(edges)
         ]
+        # Also where the interpreter ends before anybody has closed them, or it would wait for the processes for ever.
+        self._end = weakref.finalize(self, _end, self._shares, os.getpid())
         for share in self._shares:
             share.start()
         for share in self._shares:
@@ -180,10 +183,7 @@ class ProcessEnvs(VectorEnv[Any, Any, Any]):
         return infos
 
     def close_extras(self, **kwargs: Any) -> None:  # noqa: ARG002  # of the protocol
-        for share in self._shares:
-            share.dismiss()
-        for share in self._shares:
-            share.stop(patience=5.0)
+        self._end()
 
 
 class _Share:
@@ -233,14 +233,15 @@ class _Share:
         return answer
 
     def dismiss(self) -> None:
-        """Lets it come to its end by itself."""
+        """Lets it come to its end by itself; other processes, forked later, have this end of the pipe too."""
+        self.ask(("close",))
         self._connection.close()
 
     def stop(self, patience: float = 0.0) -> None:
         """Ends the process, by force if it doesn't within so many seconds."""
         if self._process is None:
             return
-        self.dismiss()
+        self._connection.close()
         if patience:
             self._process.join(patience)
         if self._process.is_alive():
@@ -248,6 +249,16 @@ class _Share:
         self._process.join()
         self._process.close()
         self._process = None
+
+
+def _end(shares: Sequence[_Share], owner: int) -> None:
+    """Ends the processes of a process; a fork of it leaves them alone."""
+    if os.getpid() != owner:
+        return
+    for share in shares:
+        share.dismiss()
+    for share in shares:
+        share.stop(patience=5.0)
 
 
 def _work(
@@ -269,11 +280,13 @@ def _work(
             while not connection.poll(1.0):
                 if os.getppid() != parent:
                     return
-            question, *arguments = connection.recv()
-            if question == "step":
-                connection.send(step_each(envs, room, *arguments))
-            else:
-                connection.send(reset_each(envs, room, *arguments))
+            match connection.recv():
+                case "step", actions:
+                    connection.send(step_each(envs, room, actions))
+                case "reset", seeds, options:
+                    connection.send(reset_each(envs, room, seeds, options))
+                case _:
+                    return
     except (EOFError, OSError):  # nobody is there any more
         pass
     except Exception:  # whatever an environment may raise
