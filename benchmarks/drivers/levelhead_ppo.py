@@ -23,6 +23,12 @@ VARIANTS = {
     "compile": {"engine": "compile"},
     "vector": {"threads": 2, "backend": "vector"},
     "envpool": {"threads": 2, "backend": "envpool"},
+    "halves": {
+        "threads": 2,
+        "backend": "envpool",
+        "double_buffer": True,
+        "parallel": lh.ParallelConfig(shards=2),
+    },
 }
 """What each changes in the config."""
 

@@ -19,7 +19,7 @@ from levelhead.seeding import Stream, derive, generator
 from levelhead.stepping import Played, SteppingLoop, play_in_turn
 from levelhead.tree import Tree, by_path, restore, tree_leaves, tree_map
 
-ROWS_AT_ONCE = 2**14
+ROWS_AT_ONCE = 2**12
 """Rows that the critic reads in one pass: with more, what its layers answer takes more memory than the rollout."""
 
 

@@ -7,7 +7,7 @@ import torch
 
 import levelhead as lh
 from levelhead.envs import choose_backend, make_gymnasium
-from levelhead.envs.backends import has_envpool
+from levelhead.envs.backends import EnvPoolEnvs, has_envpool
 from levelhead.errors import ConfigError
 
 needs_envpool = pytest.mark.skipif(not has_envpool("CartPole-v1"), reason="EnvPool is an extra")
@@ -119,6 +119,28 @@ def test_what_a_backend_lacks_is_named(env, backend, reason):
 def test_options_that_envpool_lacks_are_named():
     with pytest.raises(ConfigError, match="EnvPool refuses CartPole-v1"):
         make_gymnasium("CartPole-v1", 2, {"nonsense": 1}, "envpool")
+
+
+@needs_envpool
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1", "HalfCheetah-v5"])
+def test_envpools_arrays_are_taken_where_its_python_code_takes_them(env_id, monkeypatch):
+    def play():
+        env = EnvPoolEnvs(env_id, 3, {"max_episode_steps": 20})
+        env.action_space.seed(1)
+        told = [(env.reset(seed=2)[0],)] + [env.step(env.action_space.sample())[:4] for _ in range(50)]
+        direct = env._wire is not None
+        env.close()
+        return direct, told
+
+    direct, told = play()
+    monkeypatch.setattr("levelhead.envs.backends._wire_of", lambda pool: None)
+    around, expected = play()
+    assert direct
+    assert not around
+    for step, other in zip(told, expected, strict=True):
+        for x, y in zip(step, other, strict=True):
+            assert x.dtype == y.dtype
+            np.testing.assert_array_equal(x, y)
 
 
 def test_without_envpool_it_is_not_chosen_and_its_extra_is_named(monkeypatch):

@@ -72,7 +72,8 @@ def outcomes(make, options, sets=SETS, batch=None, valid=None):
             learner.advance(0.0, 0)
             assert any(isinstance(phase, NativeEpochs) for phase in learner.phases) == (engine == "native")
             rows = acted_on(policy, make_batch(policy, 150)) if batch is None else batch(policy)
-            rows = replace(rows, log_prob=rows.log_prob + 0.2 * torch.randn(150, generator=torch.manual_seed(1)))
+            moved = 0.2 * torch.randn(rows.log_prob.shape[1], generator=torch.manual_seed(1))
+            rows = replace(rows, log_prob=rows.log_prob + moved)
             metrics = learn(learner, rows, valid)
             found.append(({**snapshot(policy), **{n: x.clone() for n, x in learner.state_dict().items()}}, metrics))
     return found
@@ -112,6 +113,19 @@ def test_with_every_activation_and_shape(options, activation, shared, actor, cri
         return policy
 
     agree(outcomes(make, options_of(options)))
+
+
+@pytest.mark.parametrize("options", ["defaults", "advantages by minibatch", "penalty", "entropy"])
+@pytest.mark.parametrize("space", [CHOICES, REALS])
+@pytest.mark.parametrize("rows", [512, 513, 1301])
+def test_with_minibatches_that_are_gone_through_in_parts(rows, space, options):
+    whole = {**options_of(options), "ppo": replace(options_of(options).get("ppo", PPOConfig()), minibatches=1)}
+
+    def make():
+        network = NetworkConfig((16,), (9,), (8, 8), "tanh")
+        return build_policy(Config("toy", network=network, device="cpu"), OBSERVATIONS, space)
+
+    agree(outcomes(make, whole, batch=lambda policy: acted_on(policy, make_batch(policy, rows))))
 
 
 @pytest.mark.parametrize("tasks", [1, 3])

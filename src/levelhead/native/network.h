@@ -103,7 +103,7 @@ static void activate(int32_t activation, float *y, float *slope, int64_t count) 
     }
 }
 
-// One layer with room for a minibatch.
+// One layer with room for part of a minibatch.
 struct Room {
     Layer layer;
     int in, out;         // padded
@@ -131,7 +131,8 @@ static void forward(Room &room, const float *x, int rows) {
     if (room.layer.activation != NONE) activate(room.layer.activation, room.y, room.slope, (int64_t)rows * room.out);
 }
 
-// From dy, the loss's gradient by what the layer answers, to that by its parameters and, where asked for, its input.
+// From dy, the loss's gradient by what the layer answers: adds to that by its parameters, and writes that by its input
+// where asked for.
 static void backward(Room &room, const float *x, float *dx, int rows) {
     const Layer &layer = room.layer;
     if (layer.activation != NONE)
@@ -139,14 +140,14 @@ static void backward(Room &room, const float *x, float *dx, int rows) {
             store(room.dy + i, load(room.dy + i) * load(room.slope + i));
     multiply(room.dy, 1, room.out, x, nullptr, room.dweight, layer.outputs, room.in, rows);
     for (int o = 0; o < layer.outputs; o++)
-        __builtin_memcpy(layer.weight_gradient + (int64_t)o * layer.inputs, room.dweight + (int64_t)o * room.in,
-                         sizeof(float) * layer.inputs);
+        for (int i = 0; i < layer.inputs; i++)
+            layer.weight_gradient[(int64_t)o * layer.inputs + i] += room.dweight[(int64_t)o * room.in + i];
     for (int j = 0; j < room.out; j += WIDTH) {
         Vec total{};
         for (int r = 0; r < rows; r++) total += load(room.dy + (int64_t)r * room.out + j);
         float kept[WIDTH];
         store(kept, total);
-        for (int i = 0; i < WIDTH && j + i < layer.outputs; i++) layer.bias_gradient[j + i] = kept[i];
+        for (int i = 0; i < WIDTH && j + i < layer.outputs; i++) layer.bias_gradient[j + i] += kept[i];
     }
     if (dx) multiply(room.dy, room.out, 1, room.plain, nullptr, dx, rows, room.in, layer.outputs);
 }

@@ -45,11 +45,14 @@ static void adam(const Plan &plan, Group &group, float scale) {
     for (int j : {0, 2, 3}) std::memcpy(all[j] + whole, last[j], sizeof(float) * rest);
 }
 
+static const int64_t ROWS_AT_ONCE = 512;  // so that what layers answer stays in the cache, however large a minibatch is
+
 struct Learner {
     const Plan &plan;
     Arena arena;
     Helper helper;
-    int rows;  // of a minibatch, up to whole vectors
+    int64_t parts;  // that a minibatch is gone through in
+    int rows;       // of a part, up to whole vectors
     std::vector<Room> shared, actor, critic;
     float *x, *critic_dx;
     int64_t *index;
@@ -60,7 +63,8 @@ struct Learner {
     explicit Learner(const Plan &p)
         : plan(p),
           helper(p.threads > 1 && p.learn_actor && p.learn_critic),
-          rows(padded((int)p.size)),
+          parts(p.size > ROWS_AT_ONCE ? (p.size + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE : 1),
+          rows(padded((int)((p.size + parts - 1) / parts))),
           shared(make_rooms(p.shared, p.n_shared, rows, arena)),
           actor(make_rooms(p.actor, p.n_actor, rows, arena)),
           critic(make_rooms(p.critic, p.n_critic, rows, arena)),
@@ -84,26 +88,29 @@ struct Learner {
         return plan.n_shared ? plan.shared[0].inputs : plan.learn_actor ? plan.actor[0].inputs : plan.critic[0].inputs;
     }
 
-    void gather_rows(int64_t minibatch) {
+    void gather_rows(int64_t minibatch, int64_t part) {
         const int d = inputs(), stride = padded(d);
+        const int64_t first = minibatch * plan.size, start = part * rows;
         for (int r = 0; r < rows; r++) {
-            const bool real = r < plan.size;
-            index[r] = real ? plan.index[minibatch * plan.size + r] : plan.index[minibatch * plan.size];
-            weight[r] = real ? plan.weight[minibatch * plan.size + r] : 0.0f;
+            const bool real = start + r < plan.size;
+            index[r] = real ? plan.index[first + start + r] : plan.index[first];
+            weight[r] = real ? plan.weight[first + start + r] : 0.0f;
             std::memcpy(x + (int64_t)r * stride, plan.batch.observation + index[r] * d, sizeof(float) * d);
         }
     }
 
-    Advantages advantages() const {
+    Advantages advantages(int64_t minibatch) const {
         if (!plan.standardize) return {0.0f, 1.0f};
+        const int64_t *index = plan.index + minibatch * plan.size;
+        const float *weight = plan.weight + minibatch * plan.size;
         double n = 0, total = 0, squares = 0, largest = 0;
-        for (int r = 0; r < rows; r++) {
+        for (int64_t r = 0; r < plan.size; r++) {
             if (weight[r] <= 0) continue;
             const double x = plan.batch.advantage[index[r]];
             n++, total += x, largest = std::fabs(x) > largest ? std::fabs(x) : largest;
         }
         const double mean = n > 0 ? total / n : 0;
-        for (int r = 0; r < rows; r++)
+        for (int64_t r = 0; r < plan.size; r++)
             if (weight[r] > 0) squares += (plan.batch.advantage[index[r]] - mean) * (plan.batch.advantage[index[r]] - mean);
         const double std = n > 0 ? std::sqrt(squares / n) : 0;
         if (std != std) return {0.0f, (float)std};
@@ -111,9 +118,8 @@ struct Learner {
     }
 
     template <class Head>
-    void actor_loss(Head &head, Sums &sums) {
+    void actor_loss(Head &head, const Advantages &scale, Sums &sums) {
         Room &last = actor.back();
-        const Advantages scale = advantages();
         for (int r = 0; r < rows; r += WIDTH) {
             const Rows block{index + r, load(weight + r)};
             const float *y = last.y + (int64_t)r * last.out;
@@ -123,28 +129,23 @@ struct Learner {
         }
     }
 
-    // Means of the actor's losses, and its gradients.
-    Sums learn_actor(const float *features) {
-        Sums sums{};
-        if (!plan.learn_actor) return sums;
-        read_parameters(actor);
+    // Adds a part's share to the means of the actor's losses, and to its gradients.
+    void learn_actor(const float *features, const Advantages &scale, Sums &sums) {
+        if (!plan.learn_actor) return;
         forward(actor, features, rows);
         if (plan.distribution.kind == CATEGORICAL) {
-            actor_loss(categorical, sums);
+            actor_loss(categorical, scale, sums);
         } else {
             for (int d = 0; d < plan.distribution.dims; d++) gaussian.log_std_slope[d] = Vec{};
-            actor_loss(gaussian, sums);
+            actor_loss(gaussian, scale, sums);
             if (float *gradient = plan.distribution.log_std_gradient)
-                for (int d = 0; d < plan.distribution.dims; d++) gradient[d] = sum(gaussian.log_std_slope[d]);
+                for (int d = 0; d < plan.distribution.dims; d++) gradient[d] += sum(gaussian.log_std_slope[d]);
         }
         backward(actor, features, shared.empty() ? nullptr : shared.back().dy, rows);
-        return sums;
     }
 
-    Sums learn_critic(const float *features) {
-        Sums sums{};
-        if (!plan.learn_critic) return sums;
-        read_parameters(critic);
+    void learn_critic(const float *features, Sums &sums) {
+        if (!plan.learn_critic) return;
         forward(critic, features, rows);
         Room &last = critic.back();
         std::memset(last.dy, 0, sizeof(float) * rows * last.out);
@@ -154,26 +155,35 @@ struct Learner {
         }
         // Alone, the critic leaves what it shares with the actor as it is.
         backward(critic, features, shared.empty() || !plan.learn_actor ? nullptr : critic_dx, rows);
-        return sums;
     }
 
     // Means over the minibatch, gradients in the groups.
     Sums gradient(int64_t minibatch) {
         for (int g = 0; g < plan.n_groups; g++)
             std::memset(plan.groups[g].gradient, 0, sizeof(float) * plan.groups[g].size);
-        gather_rows(minibatch);
-        read_parameters(shared);
-        const float *features = forward(shared, x, rows);
-        Sums sums, of_critic;
-        helper.both([&] { sums = learn_actor(features); }, [&] { of_critic = learn_critic(features); });
-        sums.mean[VALUE_LOSS] = of_critic.mean[VALUE_LOSS];
-        if (!shared.empty() && plan.learn_actor) {
+        const Advantages scale = advantages(minibatch);
+        Sums sums{}, of_critic{};
+        for (int64_t part = 0; part < parts; part++) {
+            gather_rows(minibatch, part);
+            if (!part) read_parameters(shared);
+            const float *features = forward(shared, x, rows);
+            const auto act = [&] {
+                if (!part) read_parameters(actor);
+                learn_actor(features, scale, sums);
+            };
+            const auto value = [&] {
+                if (!part) read_parameters(critic);
+                learn_critic(features, of_critic);
+            };
+            helper.both(act, value);
+            if (shared.empty() || !plan.learn_actor) continue;
             float *dy = shared.back().dy;
             if (plan.learn_critic)
                 for (int64_t i = 0; i < (int64_t)rows * shared.back().out; i += WIDTH)
                     store(dy + i, load(dy + i) + load(critic_dx + i));
             backward(shared, x, nullptr, rows);
         }
+        sums.mean[VALUE_LOSS] = of_critic.mean[VALUE_LOSS];
         sums.mean[LOSS] = (plan.learn_actor ? sums.mean[POLICY_LOSS] + plan.entropy_coef * sums.mean[ENTROPY_LOSS] : 0) +
                           (plan.learn_critic ? plan.value_coef * sums.mean[VALUE_LOSS] : 0);
         return sums;
