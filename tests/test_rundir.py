@@ -92,7 +92,7 @@ def test_config_json_holds_the_git_commit_if_there_is_one(tiny, workdir, monkeyp
     assert commit() == head
 
 
-SPACES = b'"observation_space":' + b'{"kind":"tuple","spaces":[' * 900 + b"]}" * 900
+SPACES = b'"observation_space":' + b'{"kind":"tuple","spaces":[' * 40 + b"]}" * 40
 DAMAGE = {
     "cut in half": lambda data: data[: len(data) // 2],
     "empty": lambda data: b"",
@@ -109,7 +109,7 @@ DAMAGE = {
     "deep": lambda data: b'{"config":' * 100_000,
     "deep spaces": lambda data: data.replace(
         b'"observation_space": {',
-        b'"observation_space":' + b'{"kind":"tuple","spaces":[' * 900 + b"]}" * 900 + b',"x":{',
+        b'"observation_space":' + b'{"kind":"tuple","spaces":[' * 40 + b"]}" * 40 + b',"x":{',
     ),
     "larger than memory": lambda data: data + b" " * files.LIMIT,
     "a box larger than memory": lambda data: data.replace(b'"shape": [\n   4\n  ]', b'"shape": [1000000000000]'),

@@ -87,9 +87,13 @@ def explained_variance(prediction: Tensor, target: Tensor, valid: Tensor, reduce
     1 is a perfect critic, 0 one no better than a constant; NaN where the targets don't vary.
     """
     columns = torch.stack((target.reshape(-1), (target - prediction).reshape(-1)), dim=1)
-    _, mean, var = moments(columns, valid.reshape(-1, 1), reduce)
-    varies = var[0].sqrt() > ROUNDING * mean[0].abs()
-    return torch.where(varies, 1.0 - var[1] / var[0], torch.nan)
+    return explained(moments(columns, valid.reshape(-1, 1), reduce))
+
+
+def explained(of: Moments) -> Tensor:
+    """`explained_variance` by the moments of target and residual, which are the first two columns."""
+    varies = of.var[0].sqrt() > ROUNDING * of.mean[0].abs()
+    return torch.where(varies, 1.0 - of.var[1] / of.var[0], torch.nan)
 
 
 def pick(x: Tensor, task: Tensor | None) -> Tensor:

@@ -176,11 +176,12 @@ def minibatches(valid: Tensor, count: int, order: Order, dtype: torch.dtype = to
     full = columns.shape[1] - count * (size - 1)
     slices: list[Tensor] = []
     for own, generator in zip(columns, order.shards, strict=True):
-        mixed = own[torch.randperm(len(own), generator=generator)]
+        mixed = own.index_select(0, torch.randperm(len(own), generator=generator))
         whole, short = mixed[: full * size].view(full, size), mixed[full * size :].view(count - full, size - 1)
         slices.append(torch.cat((whole, pad(short, (0, 1)))))
     index = torch.cat(slices, 1).to(valid.device)
-    weight = valid[:, index].to(dtype)
-    weight[:, full:, size - 1 :: size] = 0.0
+    weight = valid.index_select(1, index.flatten()).to(dtype).view(len(valid), *index.shape)
+    if full < count:
+        weight[:, full:, size - 1 :: size] = 0.0
     weight = weight / total(weight.sum((0, 2))).clamp(min=1.0).view(-1, 1)
     return index, weight.transpose(0, 1).flatten(1)

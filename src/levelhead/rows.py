@@ -21,6 +21,7 @@ class Rows:
         self.tensor = tensor
         self.name = name
         self._tensors = tensor.unbind()
+        self._shape = tuple(tensor.shape[1:])  # quicker to compare with than torch's
         # From pinned memory a GPU fetches a row by itself, while the environments go on.
         pinned = tensor.device.type == "cuda"
         staging = torch.empty_like(tensor, device="cpu", pin_memory=True) if pinned else tensor
@@ -29,15 +30,14 @@ class Rows:
 
     def write(self, t: int, value: Tensor | npt.NDArray[Any]) -> None:
         """Raises ConfigError where the shape is not that of a row."""
-        row = self._tensors[t]
-        if value.shape != row.shape:
-            given, expected = tuple(value.shape), tuple(row.shape)
-            raise ConfigError(f"the environments' {self.name} has shape {given}; expected {expected}")
+        if value.shape != self._shape:
+            given = tuple(value.shape)
+            raise ConfigError(f"the environments' {self.name} has shape {given}; expected {self._shape}")
         if isinstance(value, Tensor):
-            row.copy_(value)
+            self._tensors[t].copy_(value)
         elif self._arrays is None:
-            row.copy_(torch.from_numpy(value))
+            self._tensors[t].copy_(torch.from_numpy(value))
         else:
             self._arrays[t][...] = value
             if self._staged is not None:  # which the next rollout writes over, long after this copy
-                row.copy_(self._staged[t], non_blocking=True)
+                self._tensors[t].copy_(self._staged[t], non_blocking=True)

@@ -15,6 +15,8 @@ Space = gym.Space[Any]
 CHOICES = (gym.spaces.Discrete, gym.spaces.MultiDiscrete, gym.spaces.MultiBinary)
 LARGEST = 1 << 26
 """Entries of a box that is read from a file, at most."""
+DEEPEST = 32
+"""Levels of nesting of a space that is read from a file, at most."""
 
 
 def space_tree(space: Space) -> Tree:
@@ -144,8 +146,14 @@ def to_json(space: Space) -> dict[str, Any]:
             raise ConfigError(f"no way to write {space} down")
 
 
-def from_json(data: dict[str, Any]) -> Space:
-    """The inverse of `to_json`."""
+def from_json(data: dict[str, Any], depth: int = 0) -> Space:
+    """The inverse of `to_json`; `depth` counts the spaces around this one.
+
+    Raises:
+        ValueError, LookupError, TypeError: it is not what `to_json` writes, too large, or nested too deeply.
+    """
+    if depth > DEEPEST:
+        raise ValueError(f"spaces nested more than {DEEPEST} deep")
     match data["kind"]:
         case "discrete":
             return _space(gym.spaces.Discrete(data["n"], start=data["start"], dtype=np.dtype(data["dtype"]).type))
@@ -160,9 +168,9 @@ def from_json(data: dict[str, Any]) -> Space:
             return gym.spaces.Box(low, high, dtype=dtype.type)
         case "dict":
             # Pairs keep their order; from a dict Gymnasium would sort.
-            return gym.spaces.Dict([(key, from_json(child)) for key, child in data["spaces"]])
+            return gym.spaces.Dict([(key, from_json(child, depth + 1)) for key, child in data["spaces"]])
         case "tuple":
-            return gym.spaces.Tuple([from_json(child) for child in data["spaces"]])
+            return gym.spaces.Tuple([from_json(child, depth + 1) for child in data["spaces"]])
         case kind:
             raise ValueError(f"unknown kind of space {kind!r}")
 

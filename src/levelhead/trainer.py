@@ -19,7 +19,7 @@ from levelhead.health import Health, dead_units
 from levelhead.learner import Learner
 from levelhead.metrics import to_host
 from levelhead.networks import Policy
-from levelhead.numerics import explained_variance, moments, pick
+from levelhead.numerics import explained, moments, pick
 from levelhead.rewards import RewardTransform
 from levelhead.rollout import Batch, BurnIn, Rollout, before_chunks, chunked, unchunked
 from levelhead.schedules import Schedule
@@ -278,12 +278,17 @@ class Trainer:
     ) -> dict[str, Tensor]:
         """Where the statistics of one task are now, and what moved them; `y` is the target on the normalised axis."""
         head = self.policy.value_head
+        columns = torch.stack([x.reshape(-1) for x in (target, target - rollout.value, advantage)], 1)
+        of = moments(columns, mask.reshape(-1, 1), total)
+        mean, std = (torch.where(of.weight > 0, x, torch.nan) for x in (of.mean, of.var.sqrt()))
         metrics = {
             "value/mean": head.mean[task],
             "value/std": head.std[task],
-            "train/explained_variance": explained_variance(rollout.value, target, mask, total),
-            **_moments_of("value/target_", target, mask),
-            **_moments_of("advantage/", advantage, mask),
+            "train/explained_variance": explained(of),
+            "value/target_mean": mean[0],
+            "value/target_std": std[0],
+            "advantage/mean": mean[2],
+            "advantage/std": std[2],
         }
         if math.isfinite(head.limit):
             metrics["value/outside_support"] = total((mask & (y.abs() > head.limit)).sum()) / total(mask.sum())
@@ -385,9 +390,3 @@ def _health(rollout: Rollout, advantage: Tensor) -> Health:
     )
     health.flags["advantage"] = (~advantage.isfinite()).any()
     return health
-
-
-def _moments_of(prefix: str, x: Tensor, valid: Tensor) -> dict[str, Tensor]:
-    weight, mean, var = moments(x.reshape(-1, 1), valid.reshape(-1, 1), total)
-    values = {"mean": mean[0], "std": var[0].sqrt()}
-    return {f"{prefix}{name}": torch.where(weight[0] > 0, x, torch.nan) for name, x in values.items()}

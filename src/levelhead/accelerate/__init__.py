@@ -3,6 +3,7 @@
 from levelhead.accelerate.actor import NativeActor
 from levelhead.accelerate.compiled import CompiledEpochs
 from levelhead.accelerate.epochs import NativeEpochs
+from levelhead.accelerate.estimates import NativeGAE, natively
 from levelhead.accelerate.support import Engine, acting_refusal, compiling_refusal, is_worthwhile, learning_refusal
 
 __all__ = [
@@ -10,8 +11,10 @@ __all__ = [
     "Engine",
     "NativeActor",
     "NativeEpochs",
+    "NativeGAE",
     "acting_refusal",
     "compiling_refusal",
     "is_worthwhile",
     "learning_refusal",
+    "natively",
 ]

@@ -55,6 +55,12 @@ class NativeEpochs(Epochs):
         self.criterion = criterion
         self.threads = threads
         self._names = [name for name in GROUPS if name in optimizer.flat]
+        told = (*MEANS, *(f"grad/{name}_norm" for name in self._names))
+        self._asked = torch.tensor([told.index(name) for name in self._means.names])
+        """Where among the means that native code tells those are that are asked for."""
+        self._checked = ("loss", *(f"{name} gradient" for name in self.groups))
+        self._faults = torch.tensor([0, *(1 + self._names.index(name) for name in self.groups)])
+        """Where among the faults that it tells are these."""
 
     def __call__(
         self, batch: Batch, valid: Tensor, orders: Orders, refresh: Refresh | None = None
@@ -185,12 +191,9 @@ class NativeEpochs(Epochs):
         """Hands on what came of it, as steps in torch would."""
         if self.control is not None and counted < planned:
             self.control.stopped.fill_(1.0)
-        sums = dict(zip((*MEANS, *(f"grad/{name}_norm" for name in self._names)), means.unbind(), strict=True))
         if counted:
-            self._means.add(torch.stack([sums[name] for name in self._means.names]) / counted, counted)
-        faults = dict(zip(("loss", *(f"{name} gradient" for name in self._names)), broken.unbind(), strict=True))
-        names = ("loss", *(f"{name} gradient" for name in self.groups))
-        self.optimizer.check(names, torch.stack([torch.where(faults[name] > 0, torch.nan, 0.0) for name in names]))
+            self._means.add(means[self._asked] / counted, counted)
+        self.optimizer.check(self._checked, torch.where(broken[self._faults] > 0, torch.nan, 0.0))
 
 
 class _Total:

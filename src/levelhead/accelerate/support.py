@@ -128,9 +128,10 @@ def _require_actor(policy: Policy) -> None:
 def _require_learner(criterion: Criterion, control: KLControl | None) -> None:
     policy = criterion.policy
     _require_policy(policy)
-    for p in policy.parameters():
-        _require(p.requires_grad, "a parameter is frozen")
-        _require(not p._backward_hooks and not p._post_accumulate_grad_hooks, "a parameter has hooks")
+    parameters = list(policy.parameters())
+    _require(all(p.requires_grad for p in parameters), "a parameter is frozen")
+    hooked = any(p._backward_hooks or p._post_accumulate_grad_hooks for p in parameters)
+    _require(not hooked, "a parameter has hooks")
     linears(policy.network.critic)
     _require_one_of(policy.value_head, VALUE_HEADS)
     _require_plain(policy.value_head.linear)
@@ -163,11 +164,12 @@ def _require_policy(policy: Policy) -> None:
     built = "native code was not built, for want of a compiler at installation, or is out of date"
     _require(native.available(), built)
     _require(policy.device.type == "cpu", f"the policy is on {policy.device.type}")
-    for p in policy.parameters():
-        _require(p.dtype == torch.float32, f"a parameter is of {p.dtype}")
-    for module in policy.modules():
-        hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-        _require(not any(hooks), "a module has hooks")
+    other = {p.dtype for p in policy.parameters()} - {torch.float32}
+    _require(not other, f"a parameter is of {other}")
+    hooked = any(
+        m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks for m in policy.modules()
+    )
+    _require(not hooked, "a module has hooks")
     _require_one_of(policy, [Policy])
     _require_one_of(policy.network, [Network])
     _require([len(shape) for shape in policy.reader.shapes.values()] == [1], "observations are not one vector")

@@ -16,6 +16,7 @@ from levelhead.accelerate import (
     compiling_refusal,
     is_worthwhile,
     learning_refusal,
+    natively,
 )
 from levelhead.acting import Actor
 from levelhead.advantages import (
@@ -63,6 +64,7 @@ def build_trainer(config: Config, env: VecEnv, policy: Policy, objective: Object
     advantage = build_advantage(ppo.advantage, policy.value_head.output_dim, policy.device)
     _check_fit(config, env, policy, advantage)
     acting = deepcopy(policy) if config.overlap else policy
+    estimator = build_estimator(config)
     return Trainer(
         policy,
         Collector(
@@ -78,7 +80,7 @@ def build_trainer(config: Config, env: VecEnv, policy: Policy, objective: Object
             Cutoff(config.parallel.cutoff) if config.parallel.cutoff < 1 and ranks() > 1 else None,
         ),
         build_learner(config, policy, objective or build_objective(config, policy.device)),
-        build_estimator(config),
+        estimator if config.engine == "torch" else natively(estimator),
         advantage,
         _reward_transform(config, env, policy),
         TrainerSettings(

@@ -5,7 +5,7 @@ import weakref
 from functools import cache, partial
 from importlib.util import find_spec
 
-from levelhead.native.plan import LAYOUT, Acting, Plan
+from levelhead.native.plan import LAYOUT, Acting, Plan, Returns
 
 INSTRUCTION_SETS = ("portable", "avx2", "avx512")
 
@@ -42,6 +42,15 @@ def run_epochs(plan: Plan) -> None:
         RuntimeError: the code was not built.
     """
     _built().levelhead_epochs(ctypes.byref(plan), INSTRUCTION_SETS.index(best_instruction_set()))
+
+
+def estimate(plan: Returns) -> None:
+    """Generalised advantage estimation over the rollout that a plan describes.
+
+    Raises:
+        RuntimeError: the code was not built.
+    """
+    _built().levelhead_gae(ctypes.byref(plan))
 
 
 class Actor:

@@ -21,7 +21,7 @@ enum Isa { PORTABLE, AVX2, AVX512 };
 // So that a library that was built from other sources is not called.
 extern "C" int64_t levelhead_layout() {
     int64_t digits = 0;
-    for (int64_t size : {sizeof(Plan), sizeof(Acting), sizeof(Batch), sizeof(Group), sizeof(Layer)})
+    for (int64_t size : {sizeof(Plan), sizeof(Acting), sizeof(Returns), sizeof(Batch), sizeof(Group), sizeof(Layer)})
         digits = digits * 1000 + size;
     return digits;
 }

@@ -89,6 +89,14 @@ struct Acting {
     double clip;          // of what is normalised
 };
 
+struct Returns {  // all [steps, columns]
+    const float *reward, *value, *next_value;
+    const uint8_t *terminated, *truncated, *valid;
+    float gamma, lam;
+    int64_t steps, columns;
+    float *advantage, *target;  // out
+};
+
 struct Actor {
     virtual ~Actor() = default;
     // From rows of observations, noise, what is legal (null where everything is): actions, logits or means, and the

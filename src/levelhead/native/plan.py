@@ -123,7 +123,24 @@ class Acting(Structure):
     )
 
 
-LAYOUT = reduce(lambda digits, kind: digits * 1000 + sizeof(kind), (Plan, Acting, Batch, Group, Layer), 0)
+class Returns(Structure):
+    _fields_ = (
+        ("reward", c_void_p),
+        ("value", c_void_p),
+        ("next_value", c_void_p),
+        ("terminated", c_void_p),
+        ("truncated", c_void_p),
+        ("valid", c_void_p),
+        ("gamma", c_float),
+        ("lam", c_float),
+        ("steps", c_int64),
+        ("columns", c_int64),
+        ("advantage", c_void_p),
+        ("target", c_void_p),
+    )
+
+
+LAYOUT = reduce(lambda digits, kind: digits * 1000 + sizeof(kind), (Plan, Acting, Returns, Batch, Group, Layer), 0)
 """Sizes, as `levelhead_layout` tells them."""
 
 MEANS = (
