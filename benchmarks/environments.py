@@ -1,4 +1,4 @@
-"""Environments with structured actions, masks, or a need for memory, for training and comparisons.
+"""Environments with structured actions, masks, pictures, or a need for memory, for training and comparisons.
 
 Importing this registers each as `levelhead/<Name>-v0`, see `IDS`. From this directory, or with it on PYTHONPATH:
 
@@ -334,6 +334,53 @@ def connect_four_unmasked(opponent: Opponent = random_opponent, seed: int | None
     return WithoutMask(ConnectFour(opponent, seed))
 
 
+# -- pictures ----------------------------------------------------------------------------------------------------
+
+
+class Catch(gym.Env[np.ndarray, int]):
+    """Balls fall one after another, and a bar below is to be where they land: left, stay or right, pictures 84 x 84.
+
+    Each ball is worth 1 or -1, and drifts as it falls. Five balls end an episode.
+    """
+
+    CELLS, SIDE, BALLS = 12, 7, 5
+
+    def __init__(self) -> None:
+        self.observation_space = spaces.Box(0, 255, (self.CELLS * self.SIDE, self.CELLS * self.SIDE, 1), np.uint8)
+        self.action_space = spaces.Discrete(3)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
+        super().reset(seed=seed)
+        self.balls, self.bar = 0, self.CELLS // 2
+        self._drop()
+        return self._observe(), {}
+
+    def step(self, action: int):
+        self.bar = int(np.clip(self.bar + action - 1, 0, self.CELLS - 1))
+        self.row += 1
+        self.column = int(np.clip(self.column + self.np_random.integers(-1, 2), 0, self.CELLS - 1))
+        reward = 0.0
+        if self.row == self.CELLS - 1:
+            reward = 1.0 if abs(self.bar - self.column) <= 1 else -1.0
+            self.balls += 1
+            self._drop()
+        return self._observe(), reward, self.balls == self.BALLS, False, {}
+
+    def _drop(self) -> None:
+        self.row, self.column = 0, int(self.np_random.integers(self.CELLS))
+
+    def _observe(self) -> np.ndarray:
+        cells = np.zeros((self.CELLS, self.CELLS, 1), np.uint8)
+        cells[self.row, self.column] = 255
+        cells[-1, max(self.bar - 1, 0) : self.bar + 2] = 128
+        return cells.repeat(self.SIDE, 0).repeat(self.SIDE, 1)
+
+
+def catch() -> Env:
+    """Falling balls to be caught, seen as pictures; see `Catch`. Return -5 to 5."""
+    return Catch()
+
+
 IDS: dict[str, tuple[Callable[..., Env], dict[str, Any]]] = {
     "levelhead/HiddenVelocityCartPole-v0": (hidden_velocity_cartpole, {}),
     "levelhead/Battleship-v0": (battleship, {}),
@@ -345,6 +392,7 @@ IDS: dict[str, tuple[Callable[..., Env], dict[str, Any]]] = {
     "levelhead/VizdoomDeathmatch-v0": (vizdoom_deathmatch, {}),
     "levelhead/HybridToy-v0": (hybrid_toy, {}),
     "levelhead/HybridToyBox-v0": (hybrid_toy_box, {}),
+    "levelhead/Catch-v0": (catch, {}),
     "levelhead/ConnectFour-v0": (connect_four, {"opponent": random_opponent}),
     "levelhead/ConnectFourGreedy-v0": (connect_four, {"opponent": greedy_opponent}),
     "levelhead/ConnectFourUnmasked-v0": (connect_four_unmasked, {"opponent": random_opponent}),

@@ -12,9 +12,10 @@ import argparse
 import json
 import tempfile
 from collections import defaultdict
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
+import environments  # noqa: F401  registers one with pictures
 import numpy as np
 import records
 from scale_task import EPISODES, greedy_return
@@ -30,19 +31,45 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "vector": {"backend": "vector"},
     "envpool": {"backend": "envpool"},
     "overlap": {"overlap": True},
+    "bfloat16": {"engine": "torch", "network": lh.NetworkConfig((), (), (), precision="bfloat16")},
 }
-"""What each changes in the preset. Processes, threads and double buffering are not among them: they change nothing, bit
-for bit, but that halves are two shards."""
-STEPS = {"CartPole-v1": 100_000, "Pendulum-v1": 200_000, "HalfCheetah-v5": 300_000}
-WITHOUT = {("Pendulum-v1", "vector"), ("HalfCheetah-v5", "vector")}
-"""Environments that have no such thing."""
+"""What each changes in an environment's config. Processes, threads and double buffering are not among them: they change
+nothing, bit for bit, but that halves are two shards."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A config, and the switches that make a difference to it."""
+
+    config: lh.Config
+    switches: tuple[str, ...]
+
+
+VECTORS = (REFERENCE, "native", "compile", "envpool", "overlap")
+PICTURES = lh.Config(
+    "levelhead/Catch-v0",
+    num_envs=8,
+    num_steps=128,
+    network=lh.NetworkConfig((), (), ()),
+    ppo=lh.PPOConfig(epochs=4, minibatches=4),
+    optimizer=lh.OptimizerConfig(learning_rate=lh.Schedule(1e-3, 0.0)),
+)
+TASKS = {
+    task.config.env_id: task
+    for task in (
+        Task(replace(lh.preset("CartPole-v1"), total_steps=100_000), (*VECTORS, "vector")),
+        Task(replace(lh.preset("Pendulum-v1"), total_steps=200_000), VECTORS),
+        Task(replace(lh.preset("HalfCheetah-v5"), total_steps=300_000), VECTORS),
+        Task(replace(PICTURES, total_steps=30_000), (REFERENCE, "compile", "overlap", "bfloat16")),
+    )
+}
 
 
 def once(env_id: str, switch: str, seed: int) -> dict[str, float]:
     """One run: its mean return over training, and that of its greedy policy afterwards."""
-    config = replace(lh.preset(env_id), total_steps=STEPS[env_id], seed=seed, checkpoint_every=0, device="cpu")
+    config = replace(TASKS[env_id].config, seed=seed, checkpoint_every=0, device="cpu", **SWITCHES[switch])
     with tempfile.TemporaryDirectory() as directory:
-        run = lh.train(env_id, config=replace(config, **SWITCHES[switch]), run_dir=directory)
+        run = lh.train(env_id, config=config, run_dir=directory)
         if run.interrupted:
             raise SystemExit("interrupted")
         lines = [json.loads(line) for line in (run.directory / "metrics.jsonl").read_text().splitlines()]
@@ -60,7 +87,7 @@ def run(env_ids: list[str], switches: list[str], seeds: list[int]) -> None:
     for seed in seeds:
         for env_id in env_ids:
             for switch in switches:
-                if (env_id, switch, seed) not in done and (env_id, switch) not in WITHOUT:
+                if switch in TASKS[env_id].switches and (env_id, switch, seed) not in done:
                     result = once(env_id, switch, seed)
                     records.append("switches", {"env": env_id, "switch": switch, "seed": seed, **result})
 
@@ -73,8 +100,9 @@ def report() -> None:
         f"Mean return over training, and greedy return over {EPISODES} episodes afterwards; IQM over seeds [95%"
         f" bootstrap interval], in bold where the interval lies apart from {REFERENCE}'s."
     )
-    for env_id, steps in STEPS.items():
-        print(f"\n{env_id}, {steps:,} steps\n\n| | seeds | over training | greedy |\n|---|---|---|---|")
+    for env_id, task in TASKS.items():
+        print(f"\n{env_id}, {task.config.total_steps:,} steps")
+        print("\n| | seeds | over training | greedy |\n|---|---|---|---|")
         for switch in SWITCHES:
             if rows := results[env_id][switch]:
                 shown = [_beside(rows, results[env_id][REFERENCE], figure) for figure in ("curve", "return")]
@@ -91,17 +119,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     runs = commands.add_parser("run")
-    runs.add_argument("env_ids", nargs="*", metavar="ENV_ID", help=f"of {', '.join(STEPS)}; all where not given")
+    runs.add_argument("env_ids", nargs="*", metavar="ENV_ID", help=f"of {', '.join(TASKS)}; all where not given")
     runs.add_argument("--switches", nargs="+", default=list(SWITCHES), choices=list(SWITCHES))
     runs.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3, 4, 5])
     commands.add_parser("report")
     a = parser.parse_args()
     if a.command == "report":
         report()
-    elif unknown := set(a.env_ids) - set(STEPS):
-        parser.error(f"no {', '.join(unknown)}; there are {', '.join(STEPS)}")
+    elif unknown := set(a.env_ids) - set(TASKS):
+        parser.error(f"no {', '.join(unknown)}; there are {', '.join(TASKS)}")
     else:
-        run(a.env_ids or list(STEPS), a.switches, a.seeds)
+        run(a.env_ids or list(TASKS), a.switches, a.seeds)
 
 
 if __name__ == "__main__":

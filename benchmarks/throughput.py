@@ -23,8 +23,8 @@ Not equal:
   torch.compile, actions natively. Its critic predicts on PopArt's axis, and it clips
   the gradients of actor and critic each by its own norm;
 - `levelhead, vector` and `levelhead, envpool` step the same environments by other code: CartPole's own vector version
-  in NumPy, and EnvPool's in C++. A reset takes a step there, which isn't counted. `levelhead, halves` steps two halves
-  of EnvPool's in turn;
+  in NumPy, ALE's for Pong, and EnvPool's in C++. A reset takes a step there, which isn't counted. `levelhead, halves`
+  steps two halves of EnvPool's in turn; `levelhead, bfloat16` has ALE's, and convolutions in that precision;
 - `levelhead, preset` has settings of its own, those of `levelhead train CartPole-v1`: learning rate from 1e-3 to 0 over
   100,000 steps, no entropy bonus, no value clip;
 - Stable-Baselines3, CleanRL, RSL-RL and Tianshou clip values in raw units, skrl, rl_games and levelhead on a
@@ -64,6 +64,7 @@ CONTESTANTS = {
     "levelhead, compile": Contestant("levelhead", ("compile",), ("cartpole", "halfcheetah")),
     "levelhead, vector": Contestant("levelhead", ("vector",), ("cartpole", "solve", "pong")),
     "levelhead, envpool": Contestant("levelhead", ("envpool",)),
+    "levelhead, bfloat16": Contestant("levelhead", ("bfloat16",), ("pong",)),
     "levelhead, halves": Contestant("levelhead", ("halves",), ("cartpole", "halfcheetah")),
     "levelhead, preset": Contestant("levelhead", ("preset",), ("solve",)),
     "Stable-Baselines3": Contestant("sb3", tasks=tuple(TASKS)),

@@ -3,6 +3,7 @@
 import io
 import itertools
 import re
+from contextlib import nullcontext
 from typing import get_args
 
 import pytest
@@ -175,9 +176,19 @@ def test_device_decides_where_networks_live(monkeypatch):
     assert [build_device(d).type for d in ("auto", "cpu")] == ["cpu", "cpu"]
 
 
+@pytest.mark.filterwarnings("ignore:network.precision is bfloat16")  # depends on the machine
 @pytest.mark.parametrize("precision", ["bfloat16", "float64"])
 def test_every_precision_changes_the_outcome(train_once, precision):
     assert train_once({"network.precision": precision}) != train_once({})
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_bfloat16_on_a_processor_without_instructions_for_it_is_warned_of(tiny, monkeypatch, known):
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: known)
+    told = nullcontext() if known else pytest.warns(UserWarning, match="network.precision is bfloat16, which this")
+    with told:
+        lh.train("CartPole-v1", config=tiny(**{"network.precision": "bfloat16"}))
 
 
 def test_tf32_is_for_gpus_and_refused_elsewhere_before_anything_is_written(tiny, workdir):

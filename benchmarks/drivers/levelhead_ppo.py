@@ -22,6 +22,7 @@ VARIANTS = {
     "torch": {"engine": "torch", "threads": task.threads},
     "compile": {"engine": "compile"},
     "vector": {"threads": 2, "backend": "vector"},
+    "bfloat16": {"threads": 2, "backend": "vector"},
     "envpool": {"threads": 2, "backend": "envpool"},
     "halves": {
         "threads": 2,
@@ -30,7 +31,7 @@ VARIANTS = {
         "parallel": lh.ParallelConfig(shards=2),
     },
 }
-"""What each changes in the config."""
+"""What each changes in the config; `bfloat16` is that precision, besides."""
 
 variant = sys.argv[3]
 meter = Meter(task)
@@ -47,6 +48,7 @@ def watched(trainer: Trainer) -> Iteration:
 Trainer.__next__ = watched
 
 vector = lh.NetworkConfig(actor=HIDDEN, critic=HIDDEN, normalize_observation=task.normalize_observation)
+network = lh.preset(task.env_id).network if task.pictures else vector
 if variant == "preset":
     config = replace(lh.preset(task.env_id), seed=seed)
 else:
@@ -58,7 +60,7 @@ else:
         num_steps=task.num_steps,
         device="cpu",
         checkpoint_every=0,
-        network=lh.preset(task.env_id).network if task.pictures else vector,
+        network=replace(network, precision="bfloat16" if variant == "bfloat16" else "float32"),
         ppo=lh.PPOConfig(
             gamma=task.gamma,
             lam=task.lam,

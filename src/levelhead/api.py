@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib
+import platform
 import warnings
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
@@ -355,10 +356,15 @@ def prepare(config: Config) -> None:
 
     Raises:
         ConfigError: a module cannot be imported, or the device has no such precision.
+
+    Warns:
+        UserWarning: the processor computes in the precision by emulation alone.
     """
     reduced = config.network.precision == "tf32"
     if reduced and build_device(config.device).type != "cuda":
         raise ConfigError("network.precision is tf32, which GPUs have; accepted here: float32, bfloat16, float64")
+    if config.network.precision == "bfloat16" and build_device(config.device).type == "cpu":
+        _warn_of_emulation()
     torch.set_float32_matmul_precision("high" if reduced else "highest")
     torch.backends.cudnn.allow_tf32 = reduced
     for module in config.imports:
@@ -371,6 +377,14 @@ def prepare(config: Config) -> None:
 
 
 # -- behind the door ---------------------------------------------------------------------------------------------
+
+
+def _warn_of_emulation() -> None:
+    if platform.machine() == "x86_64" and not torch.cpu._is_avx512_bf16_supported():
+        warnings.warn(
+            "network.precision is bfloat16, which this processor has no instructions for: float32 is much faster",
+            stacklevel=4,
+        )
 
 
 def _common_ground(config: Config) -> dict[str, str]:

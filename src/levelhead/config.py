@@ -131,8 +131,8 @@ class NetworkConfig:
     """What reads images: bytes of at least 32 by 32. Actor and critic share it."""
     precision: Precision = "float32"
     """Of parameters and of what is computed with them. With tf32 a GPU multiplies matrices of float32 in fewer digits;
-    with bfloat16 layers without memory compute in that, while parameters, memory and heads stay in float32; float64 is
-    for finding out what rounding does."""
+    with bfloat16 layers without memory compute in that, while parameters, memory and heads stay in float32, which pays
+    where a GPU or a CPU (AVX-512 BF16, AMX) has instructions for it; float64 is for finding out what rounding does."""
 
     def __post_init__(self) -> None:
         coerce(self, "network.")
