@@ -209,22 +209,24 @@ def seeded(seed):
 def test_weights_of_every_minibatch_sum_to_1_over_its_valid_rows(columns, count, shards, chunks):
     columns *= chunks
     valid = torch.rand(3, columns, generator=seeded(1)) < 0.6
-    seen = torch.zeros(columns)
-    for index, weight in zip(*minibatches(valid, count, order_of(shards, columns // chunks)), strict=True):
-        rows = weight.view(3, len(index))
-        assert weight.sum().item() == pytest.approx(1.0 if rows.any() else 0.0)
-        assert ((rows > 0) <= valid[:, index]).all()
-        seen.index_add_(0, index, (rows.sum(0) > 0).float())
-    assert torch.equal(seen, valid.any(0).float())
+    orders = [order_of(shards, columns // chunks) for _ in range(2)]
+    for epoch in zip(*minibatches(valid, count, orders), strict=True):
+        seen = torch.zeros(columns)
+        for index, weight in zip(*epoch, strict=True):
+            rows = weight.view(3, len(index))
+            assert weight.sum().item() == pytest.approx(1.0 if rows.any() else 0.0)
+            assert ((rows > 0) <= valid[:, index]).all()
+            seen.index_add_(0, index, (rows.sum(0) > 0).float())
+        assert torch.equal(seen, valid.any(0).float())
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 6])
 def test_a_minibatch_is_an_equal_slice_of_each_shard_whatever_the_others_hold(count):
     # Two chunks of three shards with three environments each.
     valid, shards, size = torch.ones(2, 18, dtype=torch.bool), 3, 3
-    index, weight = minibatches(valid, count, order_of(shards, 9))
+    [index], [weight] = minibatches(valid, count, [order_of(shards, 9)])
     for k, part in enumerate(index.chunk(shards, 1)):
-        alone, _ = minibatches(torch.ones(2, 6, dtype=torch.bool), count, Order([seeded(k)], seeded(0), size))
+        [alone], _ = minibatches(torch.ones(2, 6, dtype=torch.bool), count, [Order([seeded(k)], seeded(0), size)])
         own = part // 9 * size + part % 9 - k * size
         counted = weight.view(count, 2, shards, -1)[:, 0, k] > 0
         assert torch.equal(own[counted], alone[counted])

@@ -85,7 +85,10 @@ class Auxiliary(Phase):
             parts = [
                 (batch, *part)
                 for batch, valid in rollouts
-                for part in zip(*minibatches(valid, self.split.minibatches, order, batch.advantage.dtype), strict=True)
+                for epoch in zip(
+                    *minibatches(valid, self.split.minibatches, [order], batch.advantage.dtype), strict=True
+                )
+                for part in zip(*epoch, strict=True)
             ]
             for i in torch.randperm(len(parts), generator=order.common).tolist():
                 batch, index, weight = parts[i]

@@ -101,4 +101,5 @@ def dead_units(policy: Policy, observation: Tree, rows: int = 128) -> Tensor:
 
 
 def _bad_rows(x: Tensor, valid: Tensor) -> Tensor:
-    return ~x.isfinite().reshape(*valid.shape, -1).all(-1) & valid
+    bad = (x - x) != 0  # two operations on memory where `isfinite` takes four
+    return (bad if bad.shape == valid.shape else bad.reshape(*valid.shape, -1).any(-1)) & valid

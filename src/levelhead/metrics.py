@@ -29,5 +29,5 @@ class RunningMean:
 
 def to_host(metrics: Mapping[str, Tensor]) -> dict[str, float]:
     """All 0-d tensors in one transfer: the host's only wait for the device."""
-    vector = torch.stack([x.detach().to(torch.float64) for x in metrics.values()])
-    return dict(zip(metrics, vector.tolist(), strict=True))
+    vector = torch.stack(tuple(metrics.values()))  # of different kinds: in the widest of them
+    return dict(zip(metrics, vector.double().tolist(), strict=True))

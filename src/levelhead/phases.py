@@ -103,11 +103,12 @@ class Epochs(Phase):
     def __call__(
         self, batch: Batch, valid: Tensor, orders: Orders, refresh: Refresh | None = None
     ) -> dict[str, Tensor]:
-        for order in list(itertools.islice(orders, self.split.epochs)):  # all of them, wherever the steps end
+        drawn = list(itertools.islice(orders, self.split.epochs))  # all of them, wherever the steps end
+        split = minibatches(valid, self.split.minibatches, drawn, batch.advantage.dtype)
+        for epoch in zip(*split, strict=True):
             if refresh is not None:
                 batch = refresh(batch)
-            split = minibatches(valid, self.split.minibatches, order, batch.advantage.dtype)
-            for index, weight in zip(*split, strict=True):
+            for index, weight in zip(*epoch, strict=True):
                 self._learn(batch, index, weight)
                 if self._over:
                     break
@@ -152,36 +153,46 @@ class Epochs(Phase):
         return stopped is not None and stopped.device.type == "cpu" and bool(stopped)
 
 
-def minibatches(valid: Tensor, count: int, order: Order, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-    """Indices of columns, and the weights of their rows in the mean; every column once, in minibatches of one size.
+def minibatches(
+    valid: Tensor, count: int, orders: Sequence[Order], dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor]:
+    """Indices of columns, and the weights of their rows in the mean; in each epoch every column once, in minibatches of
+    one size.
 
     A minibatch is made of an equal slice from each shard, here and on other ranks: its weights add up to 1 over all of
     them. Where a shard's columns don't divide evenly, some of its slices end with a filler that weighs nothing.
 
     Args:
         valid: `[S, C]` bool.
-        count: of minibatches.
-        order: of the permutations; its generators are on the CPU.
+        count: of minibatches in an epoch.
+        orders: of the permutations, one for each of E epochs; their generators are on the CPU.
         dtype: of the weights.
 
     Returns:
-        `[count, size]` int64 and `[count, S * size]`, a row for each minibatch.
+        `[E, count, size]` int64 and `[E, count, S * size]`, a row for each minibatch.
     """
+    steps, shards = len(valid), len(orders[0].shards)
     columns = torch.arange(valid.shape[1])
-    if (shards := len(order.shards)) > 1:
+    if shards > 1:
         # The shards' environments side by side, once for each chunk.
-        columns = columns.view(-1, shards, order.environments // shards).transpose(0, 1)
+        columns = columns.view(-1, shards, orders[0].environments // shards).transpose(0, 1)
     columns = columns.reshape(shards, -1)
     size = -(-columns.shape[1] // count)
     full = columns.shape[1] - count * (size - 1)
-    slices: list[Tensor] = []
-    for own, generator in zip(columns, order.shards, strict=True):
-        mixed = own.index_select(0, torch.randperm(len(own), generator=generator))
-        whole, short = mixed[: full * size].view(full, size), mixed[full * size :].view(count - full, size - 1)
-        slices.append(torch.cat((whole, pad(short, (0, 1)))))
-    index = torch.cat(slices, 1).to(valid.device)
-    weight = valid.index_select(1, index.flatten()).to(dtype).view(len(valid), *index.shape)
+    mixed = torch.stack(
+        [
+            own.index_select(0, torch.randperm(len(own), generator=generator))
+            for order in orders
+            for own, generator in zip(columns, order.shards, strict=True)
+        ]
+    )
+    slices = mixed[:, : full * size].reshape(-1, full, size)
     if full < count:
-        weight[:, full:, size - 1 :: size] = 0.0
-    weight = weight / total(weight.sum((0, 2))).clamp(min=1.0).view(-1, 1)
-    return index, weight.transpose(0, 1).flatten(1)
+        short = mixed[:, full * size :].reshape(-1, count - full, size - 1)
+        slices = torch.cat((slices, pad(short, (0, 1))), 1)
+    index = slices.view(len(orders), shards, count, size).transpose(1, 2).flatten(2).to(valid.device)
+    weight = valid.index_select(1, index.flatten()).to(dtype).view(steps, *index.shape)
+    if full < count:
+        weight[:, :, full:, size - 1 :: size] = 0.0
+    weight = weight / total(weight.sum((0, 3))).clamp(min=1.0).unsqueeze(-1)
+    return index, weight.permute(1, 2, 0, 3).flatten(2)

@@ -70,14 +70,13 @@ class NativeEpochs(Epochs):
         ):  # a frozen layer, for example, since it was built
             return super().__call__(batch, valid, orders, refresh)
         drawn = list(itertools.islice(orders, self.split.epochs))
-        epochs = [minibatches(valid, self.split.minibatches, order) for order in drawn]
+        index, weight = minibatches(valid, self.split.minibatches, drawn)
         if refresh is None:  # then nothing happens between epochs
-            indices, weights = zip(*epochs, strict=True)
-            epochs = [(torch.cat(indices), torch.cat(weights))]
-        for index, weight in epochs:
-            if refresh is not None:
-                batch = refresh(batch)
-            self._run(batch, index, weight)
+            self._run(batch, index.flatten(0, 1), weight.flatten(0, 1))
+            return self._means.take()
+        for epoch in zip(index, weight, strict=True):
+            batch = refresh(batch)
+            self._run(batch, *epoch)
             if self._over:
                 break
         return self._means.take()
