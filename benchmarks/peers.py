@@ -28,8 +28,12 @@ INSTALLS = {
     "skrl": [TORCH, ["skrl==2.1.1", *MUJOCO]],
     "rslrl": [TORCH, ["rsl-rl-lib==5.5.1", *MUJOCO]],
     "tianshou": [TORCH, ["tianshou==2.0.1", *MUJOCO]],
+    # What it ran on when it was last changed.
+    "purejaxrl": [["jax==0.4.35", "gymnax==0.0.8", "distrax==0.1.5", "flax==0.8.5", "optax==0.2.3", "numpy<2"]],
 }  # fmt: skip
 """Arguments of `pip install`, in order."""
+SOURCES = {"purejaxrl": ("https://github.com/luchris429/purejaxrl", "31756b197773a52db763fdbe6d635e4b46522a73")}
+"""Repository and commit of what no package index has; it goes to `source` in the environment."""
 
 
 def python(peer: str) -> str:
@@ -42,6 +46,10 @@ def python(peer: str) -> str:
         subprocess.run([sys.executable, "-m", "venv", "--clear", directory], check=True)
         for arguments in INSTALLS[peer]:
             subprocess.run([interpreter, "-m", "pip", "install", "--quiet", *arguments], check=True)
+        if peer in SOURCES:
+            repository, commit = SOURCES[peer]
+            subprocess.run(["git", "clone", "--quiet", repository, directory / "source"], check=True)
+            subprocess.run(["git", "-C", directory / "source", "checkout", "--quiet", commit], check=True)
         stamp.write_text(installs)
     return str(interpreter)
 

@@ -27,7 +27,8 @@ Not equal:
   steps two halves of EnvPool's in turn; `levelhead, bfloat16` has ALE's, and convolutions in that precision;
 - `levelhead, preset` has settings of its own, those of `levelhead train CartPole-v1`: learning rate from 1e-3 to 0 over
   100,000 steps, no entropy bonus, no value clip;
-- Stable-Baselines3, CleanRL, RSL-RL and Tianshou clip values in raw units, skrl, rl_games and levelhead on a
+- PureJaxRL has gymnax's CartPole, in the same compiled program as all else;
+- Stable-Baselines3, CleanRL, RSL-RL, Tianshou and PureJaxRL clip values in raw units, skrl, rl_games and levelhead on a
   standardised axis, SBX not at all;
 - levelhead, rl_games and skrl standardise advantages over the rollout, the others over each minibatch;
 - with pictures there are no layers between the network of Mnih et al. 2015, which actor and critic share, and the
@@ -74,6 +75,7 @@ CONTESTANTS = {
     "skrl": Contestant("skrl"),
     "RSL-RL": Contestant("rslrl", tasks=("halfcheetah",)),
     "Tianshou": Contestant("tianshou"),
+    "PureJaxRL": Contestant("purejaxrl", tasks=("cartpole", "solve")),
 }
 FIGURES = {"steps_per_second": ("steps/s", 0), "process_seconds": ("process, s", 1), "peak_mb": ("peak memory, MB", 0)}
 """What each is called, and digits after the point."""
