@@ -104,6 +104,17 @@ def test_an_episode_ends_where_it_is_terminated_or_cut_short(counter, kind):
     assert report.returns == (played(0),) * 4
 
 
+class Priceless(gym.Wrapper):
+    def step(self, action):
+        observation, _, *rest = self.env.step(action)
+        return observation, float("nan"), *rest
+
+
+def test_a_reward_that_is_not_finite_is_named(finished):
+    with pytest.raises(lh.TrainingFault, match="non-finite reward of environment 0, in evaluation"):
+        lh.evaluate(finished.policy, lambda: Priceless(gym.make("CartPole-v1")), episodes=2)
+
+
 def test_returns_are_in_the_environments_units_whatever_the_learner_saw(tiny, workdir, metrics):
     run = lh.train(FIVE_STEPS, config=tiny(reward_scale=1000.0))
     assert lh.evaluate(run.policy, FIVE_STEPS, 8).mean_return == played(0)

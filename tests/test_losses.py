@@ -1,12 +1,14 @@
 """The clipped surrogate and the diagnostics of an update."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from levelhead.losses import approximate_kl, clip_fraction, clip_surrogate, dual_clip
+from levelhead.losses import approximate_kl, clip_fraction, clip_surrogate, dual_clip, log_ratio
 
 law = settings(deadline=None, max_examples=200)
 
@@ -81,3 +83,12 @@ def test_the_clip_fraction_counts_ratios_outside_the_range_on_either_side():
     ratio = torch.tensor([0.5, 0.79, 0.81, 1.0, 1.19, 1.21, 3.0])
     assert clip_fraction(ratio, 0.2).tolist() == [1, 1, 0, 0, 0, 1, 1]
     assert clip_fraction(ratio, torch.tensor(0.2)).tolist() == [1, 1, 0, 0, 0, 1, 1]
+
+
+def test_ratios_that_float32_cannot_hold_weigh_nothing_where_rows_do_not_count():
+    new = torch.tensor([0.5, 500.0, -500.0], requires_grad=True)
+    ratio = log_ratio(new, torch.zeros(3)).exp()
+    loss = (ratio * torch.tensor([1.0, 0.0, 1.0])) @ torch.tensor([1.0, 0.0, 1.0])
+    loss.backward()
+    assert loss.item() == pytest.approx(math.exp(0.5))
+    assert new.grad.tolist() == pytest.approx([math.exp(0.5), 0.0, 0.0])

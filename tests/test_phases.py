@@ -204,7 +204,9 @@ def seeded(seed):
     return torch.Generator().manual_seed(seed)
 
 
-@pytest.mark.parametrize(("columns", "count", "shards"), [(12, 4, 1), (10, 3, 1), (7, 7, 1), (5, 4, 1), (12, 3, 2)])
+@pytest.mark.parametrize(
+    ("columns", "count", "shards"), [(12, 4, 1), (10, 3, 1), (7, 7, 1), (5, 4, 1), (3, 5, 1), (12, 3, 2)]
+)
 @pytest.mark.parametrize("chunks", [1, 2])
 def test_weights_of_every_minibatch_sum_to_1_over_its_valid_rows(columns, count, shards, chunks):
     columns *= chunks

@@ -18,7 +18,7 @@ from gymnasium.vector import VectorEnv
 from rich.console import Console
 from torch import Tensor
 
-from levelhead import checkpoint, rundir
+from levelhead import checkpoint, native, rundir
 from levelhead.actions import ActionHead
 from levelhead.builders import build_device, build_policy, build_trainer, place_shards
 from levelhead.config import Config, Device, ObjectiveKind, ValueKind, require_default
@@ -26,6 +26,7 @@ from levelhead.distributed import (
     Shards,
     be_patient,
     from_first,
+    gathered_values,
     launch,
     process_group,
     ranks,
@@ -35,6 +36,7 @@ from levelhead.distributed import (
 from levelhead.envs import Backend, GymnasiumVecEnv, VecEnv, Workers, choose_backend, make_env, task_names
 from levelhead.errors import CheckpointError, ConfigError
 from levelhead.evaluation import Report, run_episodes
+from levelhead.files import parse
 from levelhead.loop import run_loop
 from levelhead.networks import Network, Policy
 from levelhead.objectives import Objective
@@ -159,8 +161,7 @@ def train(
 def _begin(config: Config, env: AnyEnv, parts: "Parts", console: Console | None, before: Path | None = None) -> Run:
     """A new run, in the directory of one `before` it; or the one that the same `torchrun` call had begun before it lost
     a process."""
-    require_same(_common_ground(config))
-    be_patient(config.parallel.timeout)
+    _agree(config)
     before = before or from_first(lambda: rundir.of_launch(config, launch()) if restarted() else None)
     if before is not None and from_first(lambda: bool(checkpoint.checkpoints(before))):
         return _continue(before, None, parts, console)
@@ -221,12 +222,24 @@ def resume(
 
 
 def _unsaved(run: str | Path, total_steps: int | None, parts: "Parts") -> tuple[Path, Config] | None:
-    """The directory and config of a run that never came to a checkpoint; None of others."""
+    """The directory and config of a run that never came to a checkpoint; None of others.
+
+    Raises:
+        CheckpointError: it did, and none is left.
+    """
     directory = rundir.find(run)
     # Whatever lies there under another name was a checkpoint once, and is no reason to forget all.
     if any((directory / "checkpoints").glob("[!.]*")) or not (directory / rundir.CONFIG).exists():
         return None
     config = _info(directory, total_steps, parts).config
+    lines = (parse(line) for line in metrics_until(directory / rundir.METRICS))
+    # The line of the iteration that a checkpoint is due in is written before it.
+    due = [line for line in lines if config.checkpoint_interval and line["step"] >= config.checkpoint_interval]
+    if len(due) > 1:
+        raise CheckpointError(
+            f"the checkpoints of {directory} are gone: its metrics go to step {due[-1]['step']}, and the first one was"
+            f" due after {config.checkpoint_interval}; to begin anew, name another directory"
+        )
     warnings.warn(f"{directory} has no checkpoint: the run begins anew", stacklevel=2)
     return directory, config
 
@@ -257,8 +270,7 @@ def _continue(run: str | Path, total_steps: int | None, parts: "Parts", console:
     directory, env, config = source.parent.parent, parts.env, info.config
     if state["step"] >= config.total_steps and not restarted():  # after which the end may have been all that was left
         raise ConfigError(f"{source} has taken {state['step']} of {config.total_steps} steps: give more total steps")
-    require_same(_common_ground(config))
-    be_patient(config.parallel.timeout)
+    _agree(config)
     prepare(config)
     environment = config.env_id if env is None else env
     _require_consistent(environment, config, config.num_envs)
@@ -387,6 +399,13 @@ def _warn_of_emulation() -> None:
         )
 
 
+def _agree(config: Config) -> None:
+    """Makes sure that ranks have the same before them, and that native code rounds alike on all of them."""
+    require_same(_common_ground(config))
+    be_patient(config.parallel.timeout)
+    native.limit(min(gathered_values(native.best_instruction_set()), key=native.INSTRUCTION_SETS.index))
+
+
 def _common_ground(config: Config) -> dict[str, str]:
     """What must be the same on all ranks."""
     if ranks() == 1:
@@ -395,7 +414,8 @@ def _common_ground(config: Config) -> dict[str, str]:
     for path in sorted(Path(__file__).parent.glob("**/*.py")):
         code.update(path.read_bytes())
     versions = {f"the version of {name}": version(name) for name in ("torch", "gymnasium", "numpy")}
-    return {**flattened(to_json(config)), **versions, "levelhead's code": code.hexdigest()[:12]}
+    built = {} if config.engine == "torch" else {"native code": "built" if native.available() else "not built"}
+    return {**flattened(to_json(config)), **versions, **built, "levelhead's code": code.hexdigest()[:12]}
 
 
 def _score(policy: Policy, env: AnyEnv, config: Config) -> dict[str, float]:

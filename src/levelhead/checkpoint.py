@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from levelhead.errors import CheckpointError
-from levelhead.files import LIMIT, open_regular, parse, read_small, storing
+from levelhead.files import LIMIT, open_regular, parse, read_small, storing, sync_directory
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
@@ -64,7 +64,7 @@ def save(run: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], stat
         except OSError:
             shutil.rmtree(partial, ignore_errors=True)
             raise
-        _sync_directory(final.parent)
+        sync_directory(final.parent)
     return final
 
 
@@ -121,7 +121,7 @@ def prune(run: Path, last: int) -> None:
             deleted = path.with_name(f".{path.name}.deleted")
             with storing(path):
                 path.rename(deleted)  # what is killed from here on is no half a checkpoint
-                _sync_directory(path.parent)
+                sync_directory(path.parent)
             shutil.rmtree(deleted, ignore_errors=True)
 
 
@@ -229,7 +229,7 @@ def _write(directory: Path, files: Mapping[str, bytes]) -> None:
     directory.mkdir(parents=True)
     for name, data in files.items():
         _write_synced(directory / name, data)
-    _sync_directory(directory)
+    sync_directory(directory)
 
 
 def _write_synced(path: Path, data: bytes) -> None:
@@ -237,11 +237,3 @@ def _write_synced(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

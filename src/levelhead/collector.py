@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from levelhead.acting import Actor
-from levelhead.distributed import WHOLE, Cutoff, Shards, gathered_values
+from levelhead.distributed import WHOLE, Cutoff, Shards
 from levelhead.envs import EnvState, VecEnv
 from levelhead.episodes import Episode, Episodes
 from levelhead.networks import Policy, State
@@ -266,11 +266,10 @@ class Collector:
         return values
 
     def ended(self) -> list[Episode]:
-        """Episodes that ended in the latest rollout, on all ranks, in order; to be called once for each."""
+        """Episodes that ended here in the latest rollout; to be called once for each."""
         played = self._played
         ends = played.terminated | played.truncated
-        found = self.episodes.follow(played.reward, played.valid, ends, played.task)
-        return sorted(itertools.chain(*gathered_values(found)), key=lambda episode: episode.step)
+        return self.episodes.follow(played.reward, played.valid, ends, played.task)
 
 
 def _extended(x: Tensor, steps: int) -> Tensor:

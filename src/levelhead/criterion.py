@@ -9,7 +9,7 @@ from torch import Tensor
 
 from levelhead.advantages import StandardizedAdvantage
 from levelhead.distributed import total
-from levelhead.losses import approximate_kl
+from levelhead.losses import approximate_kl, log_ratio
 from levelhead.networks import Policy, State
 from levelhead.numerics import pick
 from levelhead.objectives import Objective
@@ -149,9 +149,9 @@ class Criterion:
         # Matrix-vector products take many means at once.
         terms = torch.stack((answer.loss, new.entropy)) @ weight
         with torch.no_grad():
-            log_ratio = new.log_prob - batch.log_prob
             divergence = () if kl is None else (kl,)
-            reported = (approximate_kl(log_ratio), *answer.metrics, *new.entropies, *divergence)
+            sampled = approximate_kl(log_ratio(new.log_prob, batch.log_prob))
+            reported = (sampled, *answer.metrics, *new.entropies, *divergence)
             means = torch.cat((terms[:1], -terms[1:], torch.stack(reported) @ weight))
         return Terms(terms[0] - self.entropy_coef.tensor * terms[1], means, None if kl is None else kl @ weight)
 

@@ -7,6 +7,7 @@ import numpy.typing as npt
 import torch
 
 from levelhead.envs import VecEnv
+from levelhead.errors import TrainingFault
 from levelhead.masks import require_legal
 from levelhead.networks import Policy
 from levelhead.seeding import Stream, derive
@@ -47,6 +48,9 @@ def run_episodes(policy: Policy, env: VecEnv, episodes: int, seed: int) -> Repor
     """Plays `episodes` whole episodes greedily and changes nothing in the policy.
 
     Every environment plays its own fixed share, so that short episodes don't crowd out long ones; tasks share evenly.
+
+    Raises:
+        TrainingFault: a reward is not finite; names the environment.
     """
     training = policy.training
     policy.eval()
@@ -73,7 +77,9 @@ def _play(policy: Policy, env: VecEnv, episodes: int, seed: int) -> Report:
         observation = step.observation
         valid = np.ones(n, dtype=np.bool_) if step.valid is None else step.valid.cpu().numpy()
         begins = (step.terminated | step.truncated).cpu() | ~torch.from_numpy(valid)
-        total += step.reward.cpu().numpy() * valid
+        total += np.where(valid, step.reward.cpu().numpy(), 0.0)
+        if not np.isfinite(total).all():
+            raise TrainingFault(f"non-finite reward of environment {np.isfinite(total).argmin()}, in evaluation")
         length += valid
         for i in np.flatnonzero((step.terminated | step.truncated).cpu().numpy()):
             if len(finished[i]) < share[i]:

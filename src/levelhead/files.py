@@ -77,6 +77,15 @@ def _out_of_range(text: str) -> NoReturn:
     raise ValueError(f"the number {text[:20]} is out of range")
 
 
+def sync_directory(path: Path) -> None:
+    """Has the disk hold what a directory lists."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 @contextmanager
 def storing(path: Path) -> Generator[None]:
     """Around writing: an error of the system becomes one that names the path.
@@ -102,7 +111,10 @@ def replace(path: Path, pieces: Iterable[bytes]) -> None:
         try:
             with partial.open("xb") as file:
                 file.writelines(pieces)
+                file.flush()
+                os.fsync(file.fileno())
             partial.replace(path)
+            sync_directory(path.parent)
         except OSError:
             partial.unlink(missing_ok=True)
             raise

@@ -4,7 +4,7 @@ import signal
 import threading
 import warnings
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -69,9 +69,15 @@ def run_loop(
                     break
         except TrainingFault as fault:
             raise TrainingFault(f"{fault}; {_saved(trainer, config, directory)}") from fault
+        except Exception as error:
+            if trainer.failed:  # by an error of an environment's own, which others know of
+                error.add_note(_saved(trainer, config, directory))
+            raise
         finally:
-            for writer in writers:
-                writer.close()
+            trainer.collector.settle()  # before anybody closes environments that are stepped ahead
+            with ExitStack() as closing:
+                for writer in writers:
+                    closing.callback(writer.close)
     return not trainer.done
 
 

@@ -3,6 +3,15 @@
 import torch
 from torch import Tensor
 
+LARGEST_LOG_RATIO = 80.0
+"""Above it, float32 would soon hold infinity, whose product with an advantage or a weight of 0 is not a number."""
+
+
+def log_ratio(new: Tensor, old: Tensor) -> Tensor:
+    """How much likelier actions have become, from their log-probabilities; at its largest a constant."""
+    difference = new - old
+    return torch.where(difference > LARGEST_LOG_RATIO, LARGEST_LOG_RATIO, difference)
+
 
 def clip_surrogate(ratio: Tensor, advantage: Tensor, clip_range: float | Tensor) -> Tensor:
     """PPO's clipped surrogate, to be maximised: `min(r A, clip(r, 1 - eps, 1 + eps) A)`, unreduced.

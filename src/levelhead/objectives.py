@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from levelhead.actions import Evaluation
-from levelhead.losses import clip_fraction, clip_surrogate, dual_clip
+from levelhead.losses import clip_fraction, clip_surrogate, dual_clip, log_ratio
 from levelhead.rollout import Batch
 from levelhead.schedules import Coefficient, Schedule
 from levelhead.tree import restore
@@ -195,7 +195,7 @@ class TrustRegionObjective(Objective):
 
 
 def _ratio(new: Evaluation, batch: Batch) -> Tensor:
-    return (new.log_prob - batch.log_prob).exp()
+    return log_ratio(new.log_prob, batch.log_prob).exp()
 
 
 def _known(kl: Tensor | None) -> Tensor:

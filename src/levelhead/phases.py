@@ -188,7 +188,7 @@ def minibatches(
     )
     slices = mixed[:, : full * size].reshape(-1, full, size)
     if full < count:
-        short = mixed[:, full * size :].reshape(-1, count - full, size - 1)
+        short = mixed[:, full * size :].reshape(len(mixed), count - full, size - 1)
         slices = torch.cat((slices, pad(short, (0, 1))), 1)
     index = slices.view(len(orders), shards, count, size).transpose(1, 2).flatten(2).to(valid.device)
     weight = valid.index_select(1, index.flatten()).to(dtype).view(steps, *index.shape)

@@ -13,7 +13,8 @@ from levelhead.advantages import AdvantageScaling
 from levelhead.collector import Collector
 from levelhead.distributed import copy_from_first, digest, gathered_values, largest, leave_word, rank, ranks, total
 from levelhead.envs import EnvState
-from levelhead.errors import RankError, TrainingFault
+from levelhead.episodes import Episode
+from levelhead.errors import LevelheadError, RankError, TrainingFault
 from levelhead.estimators import Estimator
 from levelhead.health import Health, dead_units
 from levelhead.learner import Learner
@@ -64,9 +65,14 @@ class Trainer:
     Each turn collects a rollout, moves the value head's statistics to its targets, learns, and only then moves the
     observation statistics, so that acting and learning see the same inputs.
 
+    Attributes:
+        iteration, step: so many of each are done.
+        failed: whether a rollout could not be collected, on some rank; the state is that from before it.
+
     Raises:
         TrainingFault: (while iterating) something was not finite. No optimiser step was taken on it, and the state is
-            again that from before the iteration, but for the rollouts that an auxiliary phase had kept.
+            again that from before the iteration, but for the rollouts that an auxiliary phase had kept. Or a rollout
+            could not be collected: environments' answers don't fit, leave nothing legal, or stay away too often.
     """
 
     def __init__(
@@ -88,6 +94,7 @@ class Trainer:
         self.settings = settings
         self.iteration = 0
         self.step = 0
+        self.failed = False
         copy_from_first(self._common())
 
     def __iter__(self) -> Iterator[Iteration]:
@@ -126,9 +133,7 @@ class Trainer:
         if self.settings.beta is not None:
             self.policy.value_head.beta = self.settings.beta(progress)
         leave_word(f"collecting iteration {self.iteration + 1}")
-        rollout = self.collector.collect(self.iteration)
-        leave_word(f"learning in iteration {self.iteration + 1}")
-        ended = self.collector.ended()
+        rollout, ended = self._collect()
         collected = time.perf_counter()
         steps = total(rollout.valid.sum())
         if self.settings.overlap and self.step + int(steps) < self.settings.total_steps:
@@ -161,6 +166,34 @@ class Trainer:
         counted = {} if restarts is None else {"health/env_restarts": float(total(torch.tensor(restarts)))}
         metrics = {**self.collector.episodes.metrics(), **values, **counted, **timing}
         return Iteration(self.iteration, self.step, taken, metrics)
+
+    def _collect(self) -> tuple[Rollout, list[Episode]]:
+        """The next rollout, and the episodes that ended in it on all ranks, in order.
+
+        Raises:
+            TrainingFault: it could not be collected, here or on another rank; names that, and the reason.
+            Exception: what an environment here raised, once the other ranks know of it.
+        """
+        rollout, ended, failure = None, list[Episode](), None
+        try:
+            rollout = self.collector.collect(self.iteration)
+            ended = self.collector.ended()
+        except RankError:  # then nobody can be told
+            raise
+        except Exception as error:
+            failure = error
+            self.collector.settle()
+        leave_word(f"learning in iteration {self.iteration + 1}")
+        reason = str(failure) if isinstance(failure, LevelheadError) else repr(failure)
+        told = gathered_values((None if failure is None else reason, ended))
+        self.failed = any(reason is not None for reason, _ in told)
+        if failure is not None and not isinstance(failure, LevelheadError):
+            raise failure
+        for i, (reason, _) in enumerate(told):
+            if reason is not None:
+                raise TrainingFault(f"{reason}; collecting iteration {self.iteration + 1} on rank {i}") from failure
+        assert rollout is not None
+        return rollout, sorted((episode for _, part in told for episode in part), key=lambda episode: episode.step)
 
     @torch.no_grad()
     def _learn(self, rollout: Rollout) -> tuple[Health, dict[str, Tensor]]:

@@ -1,6 +1,7 @@
 """Where metrics go: a file of JSON lines, TensorBoard, and the console."""
 
 import json
+import math
 import os
 import platform
 import time
@@ -58,8 +59,8 @@ class JsonlWriter(Writer):
         self._file.close()
 
 
-def metrics_until(path: Path, iteration: int) -> Iterator[bytes]:
-    """The lines of `metrics.jsonl` up to an iteration; none where there is no file yet. A torn last line is dropped.
+def metrics_until(path: Path, iteration: float = math.inf) -> Iterator[bytes]:
+    """The lines of `metrics.jsonl` up to an iteration, or all; none where there is no file yet, and no torn last line.
 
     Raises:
         CheckpointError: (while iterating) the file cannot be read, or a complete line is damaged.

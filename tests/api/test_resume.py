@@ -42,8 +42,8 @@ def tree(directory):
     return {p: p.read_bytes() for p in directory.rglob("*") if p.is_file()}
 
 
-class Crash(Exception):
-    pass
+class Crash(BaseException):
+    """Ends a run as the end of its process would, with nothing saved."""
 
 
 class Crashing(gym.Wrapper):
@@ -196,6 +196,31 @@ def test_a_run_that_ended_before_its_first_checkpoint_begins_anew(tiny, outcome,
     assert outcome(run.directory) == outcome(whole.directory)
     events = EventAccumulator(str(run.directory / "tb")).Reload()
     assert [event.step for event in events.Scalars("value/std")] == [32 * i for i in range(1, 7)]
+
+
+def test_what_an_environment_raises_loses_nothing_that_was_learned_before(tiny, workdir):
+    class Raising(Crashing):
+        def step(self, action):
+            try:
+                return super().step(action)
+            except Crash:
+                raise RuntimeError("the simulator gave up") from None
+
+    config = tiny(num_envs=1, num_steps=32, checkpoint_every=0)
+    with pytest.raises(RuntimeError, match="the simulator gave up") as caught:
+        lh.train(partial(Raising, 90), config=config, run_dir="raised")
+    path = step_directory(workdir / "raised", 64)
+    assert caught.value.__notes__ == [f"state saved as {path.relative_to(workdir)}"]
+    assert lh.resume("raised", env=CARTPOLE).step == config.total_steps
+
+
+def test_a_run_whose_checkpoints_are_gone_does_not_begin_anew(run_copy):
+    for path in checkpoint.checkpoints(run_copy):
+        shutil.rmtree(path)
+    before = tree(run_copy)
+    with pytest.raises(lh.CheckpointError, match=r"checkpoints .* are gone"):
+        lh.resume(run_copy)
+    assert tree(run_copy) == before
 
 
 def test_a_run_whose_checkpoints_were_all_set_aside_does_not_begin_anew(run_copy):

@@ -1,5 +1,6 @@
 """Environments in processes tell the same story, and one that is lost is noticed, replaced and counted."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -229,6 +230,15 @@ def test_an_environment_that_cannot_be_made_is_refused():
         make_gymnasium(make, 2, backend="processes", workers=QUICK)
 
 
+def test_where_no_process_can_be_started_that_is_said(monkeypatch):
+    def refuse():
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr("os.fork", refuse)
+    with pytest.raises(ConfigError, match="environment 0 cannot be made: no process can be started: Resource"):
+        ProcessEnvs([partial(gym.make, "CartPole-v1")] * 2, Workers(count=2))
+
+
 def test_nothing_is_left_behind():
     env = ProcessEnvs([partial(gym.make, "CartPole-v1")] * 4, Workers(4))
     env.reset(seed=1)
@@ -289,8 +299,12 @@ raise RuntimeError("nobody closes them")
 """
 
 
-def test_an_interpreter_ends_though_nobody_has_closed_them():
-    script = subprocess.run([sys.executable, "-c", FORGOTTEN], capture_output=True, text=True, timeout=60)
+@pytest.mark.parametrize(
+    "before", ["", "import weakref\nclass Thing: pass\nthing = Thing()\nweakref.finalize(thing, int)\n"]
+)
+def test_an_interpreter_ends_though_nobody_has_closed_them(before):
+    # The order of what happens at exit hangs on who asked for it first.
+    script = subprocess.run([sys.executable, "-c", before + FORGOTTEN], capture_output=True, text=True, timeout=60)
     assert script.returncode == 1
     assert "nobody closes them" in script.stderr
     assert all(gone(int(pid)) for pid in script.stdout.split())

@@ -105,6 +105,14 @@ def test_environments_that_differ_are_refused():
         SyncEnvs([Frugal, lambda: gym.wrappers.TransformAction(Frugal(), lambda a: a, Discrete(3))])
 
 
+def test_an_observation_of_another_shape_is_refused_and_not_spread_over_the_row():
+    class Short(Frugal):
+        observation_space = Box(-9, 9, (3,), np.float32)
+
+    with pytest.raises(ConfigError, match=r"observation has shape \(1,\); expected \(3,\)"):
+        SyncEnvs([Short] * 2).reset(seed=1)
+
+
 def test_everyone_is_closed():
     closed = []
 

@@ -216,7 +216,7 @@ def test_the_same_run_twice_is_the_same_bit_for_bit(env):
 # -- what is not finite ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -500.0])
 @pytest.mark.parametrize("what", ["observation", "advantage", "target", "log_prob"])
 @pytest.mark.parametrize("space", [CHOICES, REALS])
 @pytest.mark.parametrize("instructions", SETS)

@@ -182,3 +182,24 @@ def test_a_run_says_what_acts():
 def test_what_the_steps_lack_leaves_acting_to_native_code():
     policy = make_policy(value="hlgauss")
     assert acting_refusal(policy) is None
+
+
+def test_whoever_keeps_an_action_keeps_it():
+    env = Chain()
+    kept = []
+    send = env.send
+
+    def keep(action):
+        kept.append((action, action.clone()))
+        send(action)
+
+    env.send = keep
+    for _ in make_trainer(env, engine="native", total_steps=200):
+        pass
+    assert all(torch.equal(action, copy) for action, copy in kept)
+
+
+def test_processes_that_train_together_use_what_the_narrowest_has(monkeypatch):
+    monkeypatch.setattr(native, "_limit", len(native.INSTRUCTION_SETS) - 1)
+    native.limit("portable")
+    assert native.best_instruction_set() == "portable"

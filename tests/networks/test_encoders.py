@@ -87,6 +87,9 @@ def test_networks_read_bytes_as_shares_of_255(make):
     network(torch.tensor([0, 255], dtype=torch.uint8).repeat(1, 3, 36, 18))
     assert seen[0].dtype == torch.float32
     assert seen[0].unique().tolist() == [0.0, 1.0]
+    given = torch.full((1, 3, 36, 36), 200.0).contiguous(memory_format=torch.channels_last)
+    network(given)
+    assert (given == 200).all()
     with torch.autocast("cpu", torch.bfloat16):
         assert network(x).dtype == seen[-1].dtype == torch.bfloat16  # from the start, not from the first layer on
 

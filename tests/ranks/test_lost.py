@@ -132,10 +132,11 @@ def test_an_environment_that_fails_on_one_rank_is_replaced_and_counted(train, wo
     assert last["health/env_restarts"] >= 1
 
 
-def test_an_error_of_one_rank_ends_all(train):
+def test_an_error_of_one_rank_ends_all_and_is_named_and_saved(train, workdir):
     status, said = train("broken", "raise")
     assert status != 0
-    assert "the simulator gave up" in said
+    assert "RuntimeError('the simulator gave up'); collecting iteration 4 on rank 1; state saved as" in said
+    assert [p.name for p in checkpoint.checkpoints(workdir / "broken")][-1] == "step-000000000192"
 
 
 DIFFERENT = """

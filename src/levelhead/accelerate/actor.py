@@ -70,7 +70,7 @@ class NativeActor(Actor):
         observation, noise, action, parameters, given = [base + t * stride for base, stride in self._places]
         legal = None if mask is None else mask.data_ptr()
         self._native.act(observation, noise, legal, action, parameters, given)
-        return self._steps[t]
+        return self._steps[t].copy() if self.arrays else self._steps[t].clone()  # whoever keeps it may do so
 
 
 def _write_bounds(plan: Acting, head: ActionHead) -> tuple[Tensor, ...]:

@@ -8,11 +8,11 @@ import signal
 import time
 import traceback
 import warnings
-import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from multiprocessing.util import Finalize
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -92,16 +92,16 @@ class ProcessEnvs(VectorEnv[Any, Any, Any]):
             _Share(makes[start:stop], start, self._room.rows(start, stop), self.workers.timeout)
             for start, stop in itertools.pairwise(edges)
         ]
-        # Also where the interpreter ends before anybody has closed them, or it would wait for the processes for ever.
-        self._end = weakref.finalize(self, _end, self._shares, os.getpid())
-        for share in self._shares:
-            share.start()
-        for share in self._shares:
-            try:
-                share.answer(time.monotonic() + self.workers.timeout)
-            except _LostError as error:
-                self.close()
-                raise ConfigError(f"{share} cannot be made: {error}") from error
+        # Also where the interpreter ends before anybody has closed them, and before multiprocessing, after priority 0,
+        # waits for the processes, which it would for ever.
+        self._end = Finalize(self, _end, (self._shares,), exitpriority=1)
+        for begin in (_Share.start, _Share.begun):
+            for share in self._shares:
+                try:
+                    begin(share)
+                except _LostError as error:
+                    self.close()
+                    raise ConfigError(f"{share} cannot be made: {error}") from error
 
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
@@ -167,7 +167,7 @@ class ProcessEnvs(VectorEnv[Any, Any, Any]):
             share.stop()
             try:
                 share.start()
-                share.answer(time.monotonic() + self.workers.timeout)
+                share.begun()
                 # As unlike other seeds as any, and the same whenever the same is lost at the same point.
                 rows = range(share.slice.start, share.slice.stop)
                 drawn = (np.random.SeedSequence((self._seed, i, self.restarts)) for i in rows)
@@ -202,14 +202,31 @@ class _Share:
         return f"environment {last}" if last == self.start_row else f"environments {self.start_row} to {last}"
 
     def start(self) -> None:
-        """Has the environments made; what comes of it is the first answer."""
+        """Has the environments made.
+
+        Raises:
+            _LostError: there is no room for another process.
+        """
         context = multiprocessing.get_context("fork")
         self._connection, theirs = context.Pipe()
         self._process = context.Process(
             target=_work, args=(theirs, self._connection, os.getpid(), self.makes, self.room), daemon=True
         )
-        self._process.start()
-        theirs.close()  # or its end would never be noticed
+        try:
+            self._process.start()
+        except OSError as error:
+            self._process = None
+            raise _LostError(f"no process can be started: {error.strerror}") from error
+        finally:
+            theirs.close()  # or its end would never be noticed
+
+    def begun(self) -> None:
+        """Waits until they are made.
+
+        Raises:
+            _LostError: they cannot be.
+        """
+        self.answer(time.monotonic() + self.timeout)
 
     def ask(self, question: tuple[Any, ...]) -> None:
         with suppress(OSError):  # which the answer that doesn't come will tell
@@ -234,8 +251,9 @@ class _Share:
 
     def dismiss(self) -> None:
         """Lets it come to its end by itself; other processes, forked later, have this end of the pipe too."""
-        self.ask(("close",))
-        self._connection.close()
+        if self._process is not None:
+            self.ask(("close",))
+            self._connection.close()
 
     def stop(self, patience: float = 0.0) -> None:
         """Ends the process, by force if it doesn't within so many seconds."""
@@ -251,10 +269,7 @@ class _Share:
         self._process = None
 
 
-def _end(shares: Sequence[_Share], owner: int) -> None:
-    """Ends the processes of a process; a fork of it leaves them alone."""
-    if os.getpid() != owner:
-        return
+def _end(shares: Sequence[_Share]) -> None:
     for share in shares:
         share.dismiss()
     for share in shares:

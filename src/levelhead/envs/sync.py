@@ -129,12 +129,18 @@ class SyncEnvs(VectorEnv[Any, Any, Any]):
 
 
 def put(rows: Any, i: int, single: Any) -> None:
-    """Writes a single observation into row i; along the rows, as a tuple may be an array."""
+    """Writes a single observation into row i; along the rows, as a tuple may be an array.
+
+    Raises:
+        ConfigError: its shape is another than a row's.
+    """
     if isinstance(rows, dict):
         for key, part in rows.items():
             put(part, i, single[key])
     elif isinstance(rows, tuple):
         for part, own in zip(rows, single, strict=True):
             put(part, i, own)
-    else:
+    elif (shape := getattr(single, "shape", None)) == rows.shape[1:] or shape is None:
         rows[i] = single
+    else:
+        raise ConfigError(f"an environment's observation has shape {shape}; expected {rows.shape[1:]}")

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from levelhead.native.plan import LAYOUT, Acting, Plan, Returns
 
 INSTRUCTION_SETS = ("portable", "avx2", "avx512")
+_limit = len(INSTRUCTION_SETS) - 1
 
 
 @cache
@@ -28,11 +29,16 @@ def available() -> bool:
     return _library() is not None
 
 
-@cache
 def best_instruction_set() -> str:
-    """The widest one of `INSTRUCTION_SETS` that this machine has."""
+    """The widest one of `INSTRUCTION_SETS` that this machine has, and may be used."""
     library = _library()
-    return INSTRUCTION_SETS[0 if library is None else library.levelhead_best_isa()]
+    return INSTRUCTION_SETS[0 if library is None else min(library.levelhead_best_isa(), _limit)]
+
+
+def limit(instruction_set: str) -> None:
+    """Has no wider one used from now on: processes that train together must round alike."""
+    global _limit
+    _limit = INSTRUCTION_SETS.index(instruction_set)
 
 
 def run_epochs(plan: Plan) -> None:

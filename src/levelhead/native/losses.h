@@ -142,6 +142,7 @@ struct Advantages {  // of a minibatch, standardised once more where the plan sa
 };
 
 static const double ROUNDING = 1e-6;  // of the largest number, as in numerics.py
+static const float LARGEST_LOG_RATIO = 80.0f;  // as in losses.py
 
 // Loss, its slopes, and what is reported, of one block.
 static inline Slopes surrogate(const Plan &plan, const Rows &rows, const Said &said, const Advantages &scale,
@@ -149,14 +150,17 @@ static inline Slopes surrogate(const Plan &plan, const Rows &rows, const Said &s
     const Vec w = rows.weight;
     Vec advantage;
     for (int i = 0; i < WIDTH; i++) advantage[i] = (float)(plan.batch.advantage[rows.index[i]] - scale.mean) * scale.factor;
-    const Vec log_ratio = said.log_prob - gather(plan.batch.log_prob, rows), ratio = exp_(log_ratio);
+    const Vec difference = said.log_prob - gather(plan.batch.log_prob, rows);
+    const Int over = difference > LARGEST_LOG_RATIO;
+    const Vec log_ratio = choose(over, splat(LARGEST_LOG_RATIO), difference), ratio = exp_(log_ratio);
+    const Vec ratio_slope = choose(over, splat(0.0f), ratio);
     Vec loss{}, slope{};  // by log-probability
     switch (plan.objective) {
         case CLIP: {
             const Vec clipped = most(least(ratio, splat(1.0f + plan.clip_range)), splat(1.0f - plan.clip_range));
             const Int smaller = clipped * advantage < ratio * advantage;
             Vec gain = choose(smaller, clipped, ratio) * advantage;
-            Vec rise = choose(smaller, splat(0.0f), ratio * advantage);
+            Vec rise = choose(smaller, splat(0.0f), ratio_slope * advantage);
             if (plan.dual_clip > 0.0f) {
                 const Int floored = (advantage < 0.0f) & (gain < plan.dual_clip * advantage);
                 gain = choose(floored, plan.dual_clip * advantage, gain);
@@ -168,7 +172,7 @@ static inline Slopes surrogate(const Plan &plan, const Rows &rows, const Said &s
             break;
         }
         case PENALTY:
-            loss = plan.penalty * said.kl - ratio * advantage, slope = -ratio * advantage;
+            loss = plan.penalty * said.kl - ratio * advantage, slope = -ratio_slope * advantage;
             break;
         case POLICY_GRADIENT:
             loss = -said.log_prob * advantage, slope = -advantage;

@@ -90,7 +90,7 @@ def _shares(image: Tensor, network: nn.Module) -> Tensor:
         image = image.contiguous(memory_format=torch.channels_last)  # a quarter of the work that it is with floats
     reduced = torch.is_autocast_enabled(device)
     dtype = torch.get_autocast_dtype(device) if reduced else next(network.parameters()).dtype
-    return image.to(dtype).div_(255)
+    return image.to(dtype, copy=True).div_(255)
 
 
 def _convolution(channels: int, width: int, kernel: int, stride: int, padding: int = 0) -> nn.Module:
