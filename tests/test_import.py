@@ -27,6 +27,23 @@ def test_a_bare_import_brings_nothing_along():
     assert not heavy & loaded_by("import levelhead")
 
 
+INTERRUPTED = """
+import sys
+class Interrupt:
+    def find_spec(self, name, *others):
+        if name == "levelhead.cli":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupt())
+from levelhead.__main__ import main
+main()
+"""
+
+
+def test_an_interruption_while_the_program_is_loaded_is_one_line():
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (130, "levelhead: interrupted\n")
+
+
 def test_a_value_head_does_not_bring_the_trainer_along():
     assert not {"gymnasium", "tyro", "rich", "tensorboard"} & loaded_by("import levelhead; levelhead.PopArtValueHead")
 

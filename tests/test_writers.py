@@ -1,9 +1,11 @@
 """Where metrics go: JSON lines, TensorBoard, and the console."""
 
 import io
+import itertools
 import json
 import re
 import shutil
+from types import SimpleNamespace
 
 import gymnasium as gym
 import numpy as np
@@ -161,6 +163,13 @@ def test_without_a_terminal_there_are_plain_lines_one_per_tenth():
     assert all(re.match(r"step \d+/20000  value mean 1.5  50 steps/s  left ", line) for line in lines)
     assert "\x1b" not in text
     assert "\r" not in text
+
+
+def test_without_a_terminal_no_minute_passes_in_silence(monkeypatch):
+    clock = itertools.count(0.0, 25.0)
+    monkeypatch.setattr("levelhead.writers.time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    lines = shown(10**9, map(iteration, range(1, 20)), width=20).splitlines()
+    assert len(lines) >= 5
 
 
 def test_training_into_a_file_writes_plain_lines(tiny, workdir):

@@ -10,14 +10,14 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO, get_args
+from typing import Annotated, Any, TextIO, get_args
 
 import tyro
 from rich.console import Console
 
 from levelhead import __version__, api, rundir
 from levelhead.config import Config, ObjectiveKind, TargetKind
-from levelhead.distributed import is_first, process_group
+from levelhead.distributed import is_first, process_group, ranks
 from levelhead.errors import CheckpointError, ConfigError, RankError, StorageError, TrainingFault
 from levelhead.evaluation import Report
 from levelhead.presets import PresetKind, preset
@@ -37,6 +37,7 @@ presets."""
 
 DONE, FAULT, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
 FINAL_EPISODES = 20
+RunName = tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="RUN")]]
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class StartOptions:
 class EvalOptions:
     """Play whole episodes greedily with the policy of a run."""
 
-    run: tyro.conf.Positional[str]
+    run: RunName
     """Run directory, checkpoint in one, or 'latest'."""
     episodes: int = 10
     """How many episodes."""
@@ -64,7 +65,7 @@ class EvalOptions:
 class ResumeOptions:
     """Continue a run from its last checkpoint, in the same directory."""
 
-    run: tyro.conf.Positional[str]
+    run: RunName
     """Run directory, checkpoint in one, or 'latest'."""
     total_steps: int | None = None
     """A new end; schedules stretch to it."""
@@ -167,10 +168,11 @@ def _finish(run: api.Run, console: Console) -> int:
     if not is_first():
         return INTERRUPTED if run.interrupted else DONE
     directory, levelhead = shlex.quote(str(run.directory)), _program("levelhead")
+    together = levelhead if ranks() == 1 else f"{_program('torchrun')} {_launch_flags()} -m levelhead"
     _say(console, f"run directory  {run.directory}")
     if run.interrupted:
         _say(console, f"interrupted at step {run.step}; everything is saved")
-        _say(console, f"next           {levelhead} resume {directory}")
+        _say(console, f"next           {together} resume {directory}")
         return INTERRUPTED
     episodes = max(FINAL_EPISODES, len(run.policy.tasks))
     _say(console, f"trained; now {episodes} greedy episodes")
@@ -178,9 +180,15 @@ def _finish(run: api.Run, console: Console) -> int:
     for line in _scores(report):
         _say(console, line)
     _say(console, f"next           {levelhead} eval {directory} --episodes 100")
-    _say(console, f"               {levelhead} resume {directory} --total-steps {2 * run.config.total_steps}")
+    _say(console, f"               {together} resume {directory} --total-steps {2 * run.config.total_steps}")
     _say(console, f"               {_program('tensorboard')} --logdir {directory}/tb")
     return DONE
+
+
+def _launch_flags() -> str:
+    """Of `torchrun`, for as many processes as there are now."""
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", ranks()))
+    return f"--nproc-per-node={here}" + (" (and its other flags, on every host)" if here < ranks() else "")
 
 
 def _program(name: str) -> str:

@@ -184,8 +184,7 @@ class Trainer:
             failure = error
             self.collector.settle()
         leave_word(f"learning in iteration {self.iteration + 1}")
-        reason = str(failure) if isinstance(failure, LevelheadError) else repr(failure)
-        told = gathered_values((None if failure is None else reason, ended))
+        told = gathered_values((_reason(failure), ended))
         self.failed = any(reason is not None for reason, _ in told)
         if failure is not None and not isinstance(failure, LevelheadError):
             raise failure
@@ -402,6 +401,11 @@ class Trainer:
         self.learner.forget()
         if self.rewards is not None:
             self.rewards.reset()
+
+
+def _reason(failure: Exception | None) -> str | None:
+    """What other ranks are told of it; our own errors speak for themselves."""
+    return None if failure is None else str(failure) if isinstance(failure, LevelheadError) else repr(failure)
 
 
 def _weighted(rollout: Rollout, advantage: Tensor) -> Tensor:

@@ -126,19 +126,22 @@ COLUMNS = (
 
 
 class ConsoleWriter(Writer):
-    """A live table with progress and time left on a terminal; elsewhere a plain line per tenth of the run.
+    """A live table with progress and time left on a terminal; elsewhere a plain line per tenth of the run, or minute.
 
     Args:
         total_steps: of the run.
         console: where to.
     """
 
+    SILENCE = 60.0
+    """Seconds without a line, at most, but for the iteration under way."""
+
     def __init__(self, total_steps: int, console: Console) -> None:
         self.total_steps = total_steps
         self.console = console
         self._started = time.perf_counter()
         self._first_step: int | None = None
-        self._tenth = 0
+        self._tenth, self._told = 0, self._started
         self._live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
         self._shown: dict[str, str] = {}
         if self._live is not None:
@@ -153,8 +156,8 @@ class ConsoleWriter(Writer):
         tenth = iteration.step * 10 // self.total_steps
         if self._live is not None:
             self._live.update(self._table(iteration))
-        elif tenth > self._tenth:
-            self._tenth = tenth
+        elif tenth > self._tenth or time.perf_counter() - self._told > self.SILENCE:
+            self._tenth, self._told = tenth, time.perf_counter()
             self.console.print(self._line(iteration), soft_wrap=True, highlight=False)
 
     def close(self) -> None:

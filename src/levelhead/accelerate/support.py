@@ -112,7 +112,7 @@ def _require(holds: bool, reason: str) -> None:
 
 
 def _require_one_of(part: object, kinds: Sequence[type]) -> None:
-    _require(type(part) in kinds, f"there is a {type(part).__name__}")
+    _require(type(part) in kinds, f"it has no {type(part).__name__}")
 
 
 def _require_actor(policy: Policy) -> None:
@@ -165,7 +165,7 @@ def _require_policy(policy: Policy) -> None:
     _require(native.available(), built)
     _require(policy.device.type == "cpu", f"the policy is on {policy.device.type}")
     other = {p.dtype for p in policy.parameters()} - {torch.float32}
-    _require(not other, f"a parameter is of {other}")
+    _require(not other, f"parameters are {', '.join(str(dtype).removeprefix('torch.') for dtype in other)}")
     hooked = any(
         m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks for m in policy.modules()
     )

@@ -245,7 +245,10 @@ def build_learner(config: Config, policy: Policy, objective: Objective) -> Learn
     compiled = config.engine == "compile"
     reason = compiling_refusal(policy) if compiled else _why_torch(config, policy, learning_refusal(criterion, watched))
     if config.engine in ("native", "compile") and reason is not None:
-        raise ConfigError(f"engine is {config.engine}, which doesn't go with this run: {reason}; accepted: auto, torch")
+        others = ["auto", "torch", *(() if compiled or compiling_refusal(policy) is not None else ("compile",))]
+        raise ConfigError(
+            f"engine is {config.engine}, which doesn't go with this run: {reason}; accepted: {', '.join(others)}"
+        )
 
     def run(loss: Loss, split: Split, control: KLControl | None = None) -> Epochs:
         if compiled:

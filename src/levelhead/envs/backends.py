@@ -100,7 +100,10 @@ def make_vector(env_id: str, num_envs: int, kwargs: Mapping[str, Any]) -> Vector
     if is_atari(env_id):
         return AtariEnvs(env_id, num_envs, kwargs)
     if not has_vector(env_id):
-        raise ConfigError(f"backend is vector, and {env_id} has no vector version of its own in NumPy")
+        others = ("auto", *ANY_FACTORY, *(("envpool",) if has_envpool(env_id) else ()))
+        raise ConfigError(
+            f"backend is vector, and {env_id} has no vector version of its own in NumPy; accepted: {', '.join(others)}"
+        )
     limit = gym.spec(env_id).max_episode_steps  # which nobody else tells it
     options = kwargs if limit is None else {"max_episode_steps": limit, **kwargs}
     env = gym.make_vec(env_id, num_envs=num_envs, vectorization_mode="vector_entry_point", **options)
