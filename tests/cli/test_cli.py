@@ -16,6 +16,7 @@ import pytest
 
 import levelhead as lh
 from levelhead import checkpoint
+from levelhead.__main__ import main as program
 from levelhead.cli import main
 from levelhead.rundir import read_info
 from toys import same
@@ -131,7 +132,7 @@ def test_help_of_a_command_names_its_options(cli, arguments, words):
 
 def test_the_program_is_installed_under_its_name():
     (script,) = entry_points(group="console_scripts", name="levelhead")
-    assert script.load() is main
+    assert script.load() is program
 
 
 def test_version_is_that_of_the_package(cli):
