@@ -17,7 +17,6 @@ import pytest
 import levelhead as lh
 from levelhead import checkpoint
 from levelhead.__main__ import main as program
-from levelhead.cli import main
 from levelhead.rundir import read_info
 from toys import same
 
