@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import re
 import reprlib
 import shutil
@@ -17,7 +16,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from levelhead.errors import CheckpointError
-from levelhead.files import LIMIT, open_regular, parse, read_small, storing, sync_directory
+from levelhead.files import LIMIT, open_regular, parse, read_small, storing, sync_directory, write_synced
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
@@ -228,12 +227,5 @@ def _write(directory: Path, files: Mapping[str, bytes]) -> None:
     """A new directory with these files, on the disk when this returns."""
     directory.mkdir(parents=True)
     for name, data in files.items():
-        _write_synced(directory / name, data)
+        write_synced(directory / name, [data])
     sync_directory(directory)
-
-
-def _write_synced(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())

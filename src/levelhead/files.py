@@ -77,6 +77,14 @@ def _out_of_range(text: str) -> NoReturn:
     raise ValueError(f"the number {text[:20]} is out of range")
 
 
+def write_synced(path: Path, pieces: Iterable[bytes]) -> None:
+    """A new file, on the disk when this returns."""
+    with path.open("xb") as file:
+        file.writelines(pieces)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def sync_directory(path: Path) -> None:
     """Has the disk hold what a directory lists."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -109,10 +117,7 @@ def replace(path: Path, pieces: Iterable[bytes]) -> None:
     with storing(path):
         partial.unlink(missing_ok=True)  # which may be a link to elsewhere
         try:
-            with partial.open("xb") as file:
-                file.writelines(pieces)
-                file.flush()
-                os.fsync(file.fileno())
+            write_synced(partial, pieces)
             partial.replace(path)
             sync_directory(path.parent)
         except OSError:
