@@ -90,7 +90,7 @@ class Auxiliary(Phase):
                 )
                 for part in zip(*epoch, strict=True)
             ]
-            for i in torch.randperm(len(parts), generator=order.common).tolist():
+            for i in torch.randperm(len(parts), generator=order.common()).tolist():
                 batch, index, weight = parts[i]
                 terms = self._loss(batch.take(index), weight)
                 self.optimizer.backward(terms.loss)

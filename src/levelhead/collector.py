@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from levelhead.acting import Actor
+from levelhead.critic import Critic
 from levelhead.distributed import WHOLE, Cutoff, Shards
 from levelhead.envs import EnvState, VecEnv
 from levelhead.episodes import Episode, Episodes
@@ -41,6 +42,7 @@ class Collector:
             the next are chosen. Their policy, one for all, may be another than `policy`: it is brought up to date
             whenever steps are to be taken, and may go on acting while the first one learns (`ahead`). One part and an
             `Actor` where not given.
+        critic: reads for the value head; in torch where not given.
     """
 
     def __init__(
@@ -53,12 +55,14 @@ class Collector:
         chunk: int | None = None,
         burn_in: int = 0,
         halves: Sequence[tuple[VecEnv, Actor]] = (),
+        critic: Critic | None = None,
         shards: Shards = WHOLE,
         cutoff: Cutoff | None = None,
     ) -> None:
         self.env = env
         self.policy = policy
         self.num_steps = num_steps
+        self.critic = critic or Critic(policy)
         self.seed = seed
         self.reward_scale = reward_scale
         self.shards = shards
@@ -223,6 +227,7 @@ class Collector:
         """
         state, finals, steps = self._state, played.finals, len(begins)
         task = None if played.task is None else played.task[:steps]
+        self.critic.start()
         kept = [min(t, steps) for t in self._kept]
         if self.policy.remembers:
             stops = {0, steps, *kept, *(t + 1 for t in finals)}
@@ -236,7 +241,7 @@ class Collector:
         for start, stop in itertools.pairwise((*sorted(stops), steps + 1)):
             before[start] = state
             rows = tree_map(lambda x, a=start, b=stop: x[a:b], played.observation)
-            features, state = self._critic_features(rows, state, begins[start:stop])
+            features, state = self.critic(rows, state, begins[start:stop])
             parts.append(self._read_values(rows, features))
             if start < steps <= stop:
                 last = features[steps - 1 - start].clone()
@@ -244,17 +249,11 @@ class Collector:
         next_value = pick(values[1:], task).clone()
         for t, observation in finals.items():
             observation = tree_map(lambda x: x.to(values.device).unsqueeze(0), observation)
-            final, _ = self._critic_features(observation, before.get(t + 1, state), torch.zeros_like(begins[:1]))
+            final, _ = self.critic(observation, before.get(t + 1, state), torch.zeros_like(begins[:1]))
             cut = pick(self._read_values(observation, final)[0], None if task is None else task[t])
             next_value[t] = torch.where(played.truncated[t], cut, next_value[t])
         states = [before.get(t, state) for t in (*kept, steps)]
         return pick(values[:-1], task), next_value, last, states
-
-    def _critic_features(self, observation: Tree, state: State, begins: Tensor) -> tuple[Tensor, State]:
-        """Of `[T, N, ...]` observations, `[T, N, D]`."""
-        x = tree_map(lambda part: part.flatten(0, 1), self.policy.reader(observation))
-        features, state = self.policy.critic_features(x, state, begins)
-        return features.unflatten(0, begins.shape), state
 
     def _read_values(self, observation: Tree, features: Tensor) -> Tensor:
         """The critic's values, one per task; NaN where the observation is not finite, which a network could hide."""

@@ -124,7 +124,7 @@ class Learner:
         }
 
     def _order(self, iteration: int, epoch: int) -> Order:
-        common = generator(self.seed, Stream.PERMUTATION, iteration, epoch)
+        common = partial(generator, self.seed, Stream.PERMUTATION, iteration, epoch)
         own = [generator(self.seed, Stream.PERMUTATION, iteration, epoch, shard) for shard in self.shards.mine]
         return Order(own, common, self.environments)
 

@@ -24,8 +24,8 @@ class Order:
 
     shards: Sequence[torch.Generator]
     """One for each shard of this process: its environments are split into minibatches by themselves."""
-    common: torch.Generator
-    """The same on all ranks."""
+    common: Callable[[], torch.Generator]
+    """Makes one that is the same on all ranks."""
     environments: int
     """Of all shards together; columns are in their order, again and again."""
 

@@ -112,8 +112,7 @@ class Batch:
         """
 
         def filled(x: Tensor, filler: float) -> Tensor:
-            other = torch.full((), filler, dtype=x.dtype, device=x.device)
-            return torch.where(valid.view(*valid.shape, *(1,) * (x.ndim - 2)), x, other)
+            return torch.where(valid.view(*valid.shape, *(1,) * (x.ndim - 2)), x, filler)
 
         # A mask without any legal choice would be worse than one in which all are.
         kept = self._map(lambda x: filled(x, x.dtype == torch.bool), self.begins, self.state, self.burn_in)

@@ -33,11 +33,9 @@ class Rows:
         if value.shape != self._shape:
             given = tuple(value.shape)
             raise ConfigError(f"the environments' {self.name} has shape {given}; expected {self._shape}")
-        if isinstance(value, Tensor):
-            self._tensors[t].copy_(value)
-        elif self._arrays is None:
-            self._tensors[t].copy_(torch.from_numpy(value))
-        else:
-            self._arrays[t][...] = value
-            if self._staged is not None:  # which the next rollout writes over, long after this copy
-                self._tensors[t].copy_(self._staged[t], non_blocking=True)
+        if self._arrays is None or isinstance(value, Tensor):
+            self._tensors[t].copy_(torch.as_tensor(value))
+            return
+        self._arrays[t][...] = value
+        if self._staged is not None:  # which the next rollout writes over, long after this copy
+            self._tensors[t].copy_(self._staged[t], non_blocking=True)

@@ -66,7 +66,6 @@ class SteppingLoop:
         self.observation = zeros(env.observation_space, (t + 1, n), device)
         self._observed = tree_map(lambda x: Rows(x, "observation"), self.observation)
         self.begins = torch.zeros(t + 1, n, dtype=torch.bool, device=device)
-        self._begins = Rows(self.begins, "ends")
         self._reward = rows("reward", torch.float32)
         self._terminated, self._truncated = rows("terminated", torch.bool), rows("truncated", torch.bool)
         self._valid = rows("valid", torch.bool)
@@ -137,6 +136,8 @@ class SteppingLoop:
             yield
             step = env.receive()
             self._write(t, step)
+            if actor.policy.remembers:  # then it must know of ends at once
+                self._write_begins(t, t + 1)
             # Whether a tensor holds any True is asked after the last step, so that the host need not wait at each.
             if step.final_observation is not None and (not actor.arrays or step.truncated.any()):
                 finals[t] = tree_map(lambda x: torch.as_tensor(x).clone(), step.final_observation)
@@ -144,6 +145,7 @@ class SteppingLoop:
             steps = self.num_steps
             if self._cutoff is not None:
                 self._cutoff.finish()
+        self._write_begins(0, steps)
         self._repeat_last(steps)
         remembered += [actor.state] * (len(self._kept) + 1 - len(remembered))
         self._require_legal()
@@ -173,11 +175,13 @@ class SteppingLoop:
         self._reward.write(t, step.reward)
         self._terminated.write(t, step.terminated)
         self._truncated.write(t, step.truncated)
-        begins = step.terminated | step.truncated
         if step.valid is not None:
             self._valid.write(t, step.valid)
-            begins = begins | ~step.valid
-        self._begins.write(t + 1, begins)
+
+    def _write_begins(self, start: int, stop: int) -> None:
+        """Where what was observed after these steps is an episode's first, or follows what is not valid."""
+        terminated, truncated, valid = (x.tensor[start:stop] for x in (self._terminated, self._truncated, self._valid))
+        self.begins[start + 1 : stop + 1] = terminated | truncated | ~valid
 
     def _repeat_last(self, steps: int) -> None:
         """Fills rows beyond so many steps with what can do no harm: nothing ends in them, and they are not valid."""
@@ -228,6 +232,8 @@ class SteppingLoop:
 
 def play_in_turn(plays: Sequence[Generator[None, None, Played]]) -> Played:
     """Sees loops to their ends, one step of each at a time; what they leave, side by side."""
+    if len(plays) == 1:
+        return _see_to_its_end(plays[0])
     ended: dict[int, Played] = {}
     while len(ended) < len(plays):
         for k, play in enumerate(plays):
@@ -239,10 +245,16 @@ def play_in_turn(plays: Sequence[Generator[None, None, Played]]) -> Played:
     return _side_by_side([ended[k] for k in range(len(plays))])
 
 
+def _see_to_its_end(play: Generator[None, None, Played]) -> Played:
+    try:
+        while True:
+            next(play)
+    except StopIteration as end:
+        return end.value
+
+
 def _side_by_side(parts: Sequence[Played]) -> Played:
     """Of as many steps each."""
-    if len(parts) == 1:
-        return parts[0]
 
     def along(dim: int, *trees: Tree) -> Tree:
         return tree_map(lambda *xs: torch.cat(xs, dim), *trees)

@@ -95,6 +95,8 @@ class Trainer:
         self.iteration = 0
         self.step = 0
         self.failed = False
+        # All of it is written in place, always.
+        self._changing = [*self._common(), *(() if rewards is None else (rewards.returns,))]
         copy_from_first(self._common())
 
     def __iter__(self) -> Iterator[Iteration]:
@@ -139,15 +141,14 @@ class Trainer:
         if self.settings.overlap and self.step + int(steps) < self.settings.total_steps:
             self.collector.ahead(self.iteration + 1)
 
-        changing = [*self._common(), *(() if self.rewards is None else (self.rewards.returns,))]
-        before = [x.clone() for x in changing]
+        before = [x.clone() for x in self._changing]
         health, metrics = self._learn(rollout)
         values = to_host({"broken": ~health.ok, "steps": steps, **metrics})
         finished = time.perf_counter()
 
         if values.pop("broken"):
             fault = health.diagnose(f"in iteration {self.iteration + 1}", self.learner.optimizer.suspects())
-            for now, then in zip(changing, before, strict=True):
+            for now, then in zip(self._changing, before, strict=True):
                 now.copy_(then)
             self.learner.forget()
             self.collector.settle()

@@ -9,6 +9,9 @@ Tree: TypeAlias = Any
 """A leaf, or tuples and dicts of trees. (Python's type checkers cannot follow named tuples in a recursive alias.)"""
 
 
+_NODES = (dict, tuple)  # quicker to ask for than `dict | tuple`
+
+
 def tree_map(function: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
     """A tree of the same structure whose leaves are `function(leaf, *leaves of the others in the same place)`.
 
@@ -16,9 +19,9 @@ def tree_map(function: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
         ValueError: the trees differ in structure.
     """
     # Leaves first: stepping loops are full of lone tensors.
-    if not isinstance(tree, dict | tuple):
+    if not isinstance(tree, _NODES):
         for other in others:
-            if isinstance(other, dict | tuple):
+            if isinstance(other, _NODES):
                 raise ValueError(f"trees differ: a leaf against a {type(other).__name__}")
         return function(tree, *others)
     if isinstance(tree, dict):

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import platform
+import struct
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -11,13 +12,13 @@ from datetime import timedelta
 from itertools import count
 from pathlib import Path
 
+import google_crc32c
 from rich.console import Console
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]  # generated
-from tensorboard.summary.writer.record_writer import RecordWriter
 
 from levelhead.errors import CheckpointError
 from levelhead.files import LIMIT, Appended, open_regular, parse, replace, storing
@@ -105,10 +106,25 @@ class TensorBoardWriter(Writer):
         self._write(step=iteration.step, summary=Summary(value=values))
 
     def _write(self, **entry: object) -> None:
-        RecordWriter(self._file).write(Event(wall_time=time.time(), **entry).SerializeToString())
+        self._file.write(_record(Event(wall_time=time.time(), **entry).SerializeToString()))
 
     def close(self) -> None:
         self._file.close()
+
+
+def _record(data: bytes) -> bytes:
+    """A record of a TFRecord file: its length and itself, each with a checksum.
+
+    TensorBoard's own writer reckons these in Python, which would take a hundredth of the time of a small iteration.
+    """
+    length = struct.pack("<Q", len(data))
+    return length + _checksum(length) + data + _checksum(data)
+
+
+def _checksum(data: bytes) -> bytes:
+    """CRC-32C, turned and shifted as the format has it."""
+    crc = google_crc32c.value(data)
+    return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
 
 
 COLUMNS = (

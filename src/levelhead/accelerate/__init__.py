@@ -2,14 +2,23 @@
 
 from levelhead.accelerate.actor import NativeActor
 from levelhead.accelerate.compiled import CompiledEpochs
+from levelhead.accelerate.critic import NativeCritic
 from levelhead.accelerate.epochs import NativeEpochs
 from levelhead.accelerate.estimates import NativeGAE, natively
-from levelhead.accelerate.support import Engine, acting_refusal, compiling_refusal, is_worthwhile, learning_refusal
+from levelhead.accelerate.support import (
+    Engine,
+    acting_refusal,
+    compiling_refusal,
+    is_worthwhile,
+    learning_refusal,
+    valuing_refusal,
+)
 
 __all__ = [
     "CompiledEpochs",
     "Engine",
     "NativeActor",
+    "NativeCritic",
     "NativeEpochs",
     "NativeGAE",
     "acting_refusal",
@@ -17,4 +26,5 @@ __all__ = [
     "is_worthwhile",
     "learning_refusal",
     "natively",
+    "valuing_refusal",
 ]

@@ -1,5 +1,6 @@
 """Acting in native code."""
 
+import ctypes
 from typing import Any
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor
 
 from levelhead import native
 from levelhead.accelerate.support import (
+    Kept,
     Linear,
     acting_refusal,
     distribution_of,
@@ -14,11 +16,12 @@ from levelhead.accelerate.support import (
     linears,
     log_std_of,
     output_layer,
+    reading_of,
 )
 from levelhead.acting import Actor
 from levelhead.actions import ActionHead, CategoricalHead, GaussianHead, MultiCategoricalHead, UnitBounds
-from levelhead.native.plan import Acting
-from levelhead.networks import Numbers, State
+from levelhead.native.plan import Acting, Layer
+from levelhead.networks import Policy, State
 from levelhead.tree import Tree, tree_leaves
 
 
@@ -29,17 +32,26 @@ class NativeActor(Actor):
     _given: Tensor | None = None
     _steps: list[Any]
 
+    def __init__(self, policy: Policy, engine: str = "torch", *, arrays: bool = False) -> None:
+        super().__init__(policy, engine, arrays=arrays)
+        self._layers = Kept(policy, self._find_layers)
+
     def start(self, observation: Tree, begins: Tensor, noise: Tree, state: State) -> None:
         super().start(observation, begins, noise, state)
         self._native = None
-        if acting_refusal(self.policy) is None:
-            self._start(tree_leaves(observation)[0], noise.contiguous())
+        if (layers := self._layers()) is not None:
+            self._start(layers, tree_leaves(observation)[0], noise.contiguous())
 
-    def _start(self, observation: Tensor, noise: Tensor) -> None:
+    def _find_layers(self) -> ctypes.Array[Layer] | None:
+        if acting_refusal(self.policy) is not None:
+            return None
+        network, output = self.policy.network, output_layer(self.policy.action_head)
+        return layers_of([*linears(network.shared), *linears(network.actor), Linear(output)])
+
+    def _start(self, layers: ctypes.Array[Layer], observation: Tensor, noise: Tensor) -> None:
         policy, head, rows = self.policy, self.policy.action_head, noise.shape[1]
-        output = output_layer(head)
         if self.choices is None:
-            features = output.weight.new_zeros(rows, output.in_features)
+            features = noise.new_zeros(rows, policy.network.actor_dim)
             self._make_room(head.sample(features, noise[0]), len(noise))
         assert self.choices is not None
         action, parameters = self.choices
@@ -51,25 +63,18 @@ class NativeActor(Actor):
             parameters.log_std.copy_(log_std_of(head))
             parameters = parameters.mean
 
-        layers = layers_of([*linears(policy.network.shared), *linears(policy.network.actor), Linear(output)])
-        plan = Acting(layers, len(layers), rows, distribution_of(head), wide=observation.dtype == torch.float64)
-        (reader,) = policy.reader.parts
-        if isinstance(reader, Numbers) and (normalizer := reader.normalizer) is not None:
-            plan.mean, plan.std = normalizer.mean.data_ptr(), normalizer.std.data_ptr()
-            plan.clip = normalizer.clip
+        plan = Acting(reading_of(policy, layers, rows, observation.dtype), distribution_of(head))
         kept = _write_bounds(plan, head)
-        self._native = native.Actor(plan)
         tensors = (observation, noise, action, parameters, given)
+        plan.observation, plan.noise, plan.action, plan.parameters, plan.given = (x.data_ptr() for x in tensors)
+        self._native = native.Actor(plan)
         # What the addresses point at stays.
         self._kept = (plan, *kept, *tensors)
-        self._places = [(x.data_ptr(), x.stride(0) * x.element_size()) for x in tensors]
 
     def __call__(self, t: int, mask: Tree | None) -> Tree:
         if self._native is None:
             return super().__call__(t, mask)
-        observation, noise, action, parameters, given = [base + t * stride for base, stride in self._places]
-        legal = None if mask is None else mask.data_ptr()
-        self._native.act(observation, noise, legal, action, parameters, given)
+        self._native.act(t, None if mask is None else mask.data_ptr())
         return self._steps[t].copy() if self.arrays else self._steps[t].clone()  # whoever keeps it may do so
 
 

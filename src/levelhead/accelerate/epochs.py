@@ -4,7 +4,7 @@ import ctypes
 import itertools
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from levelhead import native
 from levelhead.accelerate.support import (
     OBJECTIVES,
+    Kept,
     Linear,
     distribution_of,
     layers_of,
@@ -54,6 +55,7 @@ class NativeEpochs(Epochs):
         super().__init__(loss, optimizer, split, control)
         self.criterion = criterion
         self.threads = threads
+        self._where = Kept(criterion.policy, self._find)
         self._names = [name for name in GROUPS if name in optimizer.flat]
         told = (*MEANS, *(f"grad/{name}_norm" for name in self._names))
         self._asked = torch.tensor([told.index(name) for name in self._means.names])
@@ -65,9 +67,7 @@ class NativeEpochs(Epochs):
     def __call__(
         self, batch: Batch, valid: Tensor, orders: Orders, refresh: Refresh | None = None
     ) -> dict[str, Tensor]:
-        if (
-            learning_refusal(self.criterion, self.control) is not None
-        ):  # a frozen layer, for example, since it was built
+        if self._where() is None:  # a frozen layer, for example, since it was built
             return super().__call__(batch, valid, orders, refresh)
         drawn = list(itertools.islice(orders, self.split.epochs))
         index, weight = minibatches(valid, self.split.minibatches, drawn)
@@ -80,6 +80,11 @@ class NativeEpochs(Epochs):
             if self._over:
                 break
         return self._means.take()
+
+    def _find(self) -> "_Where | None":
+        if learning_refusal(self.criterion, self.control) is not None:
+            return None
+        return _Where(self._build_stacks(), self._build_groups())
 
     def _build_groups(self) -> ctypes.Array[Group]:
         """Where parameters and moments are."""
@@ -124,10 +129,12 @@ class NativeEpochs(Epochs):
             kept.append(x.detach().to(dtype).contiguous())
             return kept[-1].data_ptr()
 
-        for name, layers in self._build_stacks().items():
+        where = self._where()
+        assert where is not None
+        for name, layers in where.stacks.items():
             setattr(plan, name, layers)
             setattr(plan, f"n_{name}", len(layers))
-        plan.groups, plan.n_groups = self._build_groups(), len(self._names)
+        plan.groups, plan.n_groups = where.groups, len(self._names)
         for name in ("observation", "log_prob", "advantage", "target", "old_value"):
             setattr(plan.batch, name, at(getattr(batch, name)))
         plan.batch.task = at(batch.task, torch.int64)
@@ -193,6 +200,14 @@ class NativeEpochs(Epochs):
         if counted:
             self._means.add(means[self._asked] / counted, counted)
         self.optimizer.check(self._checked, torch.where(broken[self._faults] > 0, torch.nan, 0.0))
+
+
+class _Where(NamedTuple):
+    """Where parameters, gradients and moments are."""
+
+    stacks: dict[str, ctypes.Array[Layer]]
+    """By torso."""
+    groups: ctypes.Array[Group]
 
 
 class _Total:

@@ -1,12 +1,13 @@
 """What native code and torch.compile take on, and where native code finds the parts of a policy."""
 
 import ctypes
+import itertools
 import os
 import shutil
 import sysconfig
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ from levelhead.actions import (
 from levelhead.criterion import Criterion
 from levelhead.distributed import ranks
 from levelhead.divergence import KLControl
-from levelhead.native.plan import Distribution, Layer
+from levelhead.native.plan import Distribution, Layer, Reading
 from levelhead.networks import Network, Numbers, Policy, Torso
 from levelhead.objectives import A2CObjective, ClipObjective, KLObjective, Objective, TrustRegionObjective, VPGObjective
 from levelhead.spaces import space_tree
@@ -40,6 +41,7 @@ from levelhead.values import (
     ValueNormHead,
 )
 
+T = TypeVar("T")
 Engine = Literal["auto", "torch", "native", "compile"]
 
 # In the order of plan.h.
@@ -88,6 +90,11 @@ def acting_refusal(policy: Policy) -> str | None:
     return _reason(_require_actor, policy)
 
 
+def valuing_refusal(policy: Policy) -> str | None:
+    """Why native code can't read observations for a policy's critic; None where it can."""
+    return _reason(_require_critic, policy)
+
+
 def learning_refusal(criterion: Criterion, control: KLControl | None) -> str | None:
     """Why native code can't take the steps that a criterion's losses ask for; None where it can."""
     return _reason(_require_learner, criterion, control)
@@ -96,6 +103,57 @@ def learning_refusal(criterion: Criterion, control: KLControl | None) -> str | N
 def compiling_refusal(policy: Policy) -> str | None:
     """Why torch.compile can't take the steps of a policy; None where nothing is known to be in its way."""
     return _reason(_require_compilable, policy)
+
+
+class Kept(Generic[T]):
+    """What was made of a policy, until the policy is changed.
+
+    Every rollout and its learning ask for theirs, and a walk through all modules takes as long as twenty steps.
+
+    Args:
+        policy: that it is made of.
+        make: makes it, from the policy's modules and parameters alone.
+    """
+
+    def __init__(self, policy: Policy, make: Callable[[], T]) -> None:
+        self.policy = policy
+        self.make = make
+        self._of: _Seen | None = None
+
+    def __call__(self) -> T:
+        if self._of is None or self._of.has_changed():
+            self._of, self._made = _Seen(self.policy), self.make()
+        return self._made
+
+
+class _Seen:
+    """A policy's modules and parameters, to be compared with later."""
+
+    def __init__(self, policy: Policy) -> None:
+        modules = list(policy.modules())
+        # Modules write into these, and never replace them.
+        self._hooks = [hooks for m in modules for hooks in _hooks_of(m)]
+        self._tables = [table for m in modules for table in (m._modules, m._parameters)]
+        self._parts = list(self._now())
+        self._parameters = list(policy.parameters())
+        self._kinds = [_kind(p) for p in self._parameters]
+        self._hooked = any(self._hooks)
+
+    def _now(self) -> Iterator[nn.Module | nn.Parameter | None]:
+        return itertools.chain.from_iterable(table.values() for table in self._tables)
+
+    def has_changed(self) -> bool:
+        """Whether modules, parameters or where and what these are differ from then, or there are hooks."""
+        there = all(then is now for then, now in itertools.zip_longest(self._parts, self._now()))
+        return self._hooked or any(self._hooks) or not there or self._kinds != [_kind(p) for p in self._parameters]
+
+
+def _kind(p: nn.Parameter) -> tuple[object, ...]:
+    return p.dtype, p.data_ptr(), p.requires_grad, p._backward_hooks, p._post_accumulate_grad_hooks
+
+
+def _hooks_of(module: nn.Module) -> tuple[Mapping[int, Any], ...]:
+    return module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
 
 
 def _reason(check: Callable[..., None], *arguments: object) -> str | None:
@@ -120,6 +178,17 @@ def _require_actor(policy: Policy) -> None:
     head = policy.action_head
     if isinstance(head, GaussianHead):
         _require_one_of(head.bounds, [Bounds, UnitBounds])
+    _require_numbers(policy)
+
+
+def _require_critic(policy: Policy) -> None:
+    _require_network(policy)
+    _require_torso(policy.network.critic)
+    _require(bool(linears(policy.network.critic)), "the critic has no layers below its head")
+    _require_numbers(policy)
+
+
+def _require_numbers(policy: Policy) -> None:
     for reader, space in zip(policy.reader.parts, tree_leaves(space_tree(policy.observation_space)), strict=True):
         _require_one_of(reader, [Numbers])
         _require(space.dtype in (np.float32, np.float64), f"observations are of {space.dtype}")
@@ -161,21 +230,8 @@ def _require_compilable(policy: Policy) -> None:
 
 def _require_policy(policy: Policy) -> None:
     """What acting and learning have in common."""
-    built = "native code was not built, for want of a compiler at installation, or is out of date"
-    _require(native.available(), built)
-    _require(policy.device.type == "cpu", f"the policy is on {policy.device.type}")
-    other = {p.dtype for p in policy.parameters()} - {torch.float32}
-    _require(not other, f"parameters are {', '.join(str(dtype).removeprefix('torch.') for dtype in other)}")
-    hooked = any(
-        m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks for m in policy.modules()
-    )
-    _require(not hooked, "a module has hooks")
-    _require_one_of(policy, [Policy])
-    _require_one_of(policy.network, [Network])
-    _require([len(shape) for shape in policy.reader.shapes.values()] == [1], "observations are not one vector")
-    for torso in (policy.network.shared, policy.network.actor):
-        _require(not torso.reduced, "layers compute in bfloat16")
-        linears(torso)
+    _require_network(policy)
+    _require_torso(policy.network.actor)
     head = policy.action_head
     _require_one_of(head, ACTION_HEADS)
     if isinstance(head, GaussianHead):
@@ -183,6 +239,25 @@ def _require_policy(policy: Policy) -> None:
         bounded = isinstance(head.sigma, IndependentSigma) and head.sigma.bounds is not None
         _require(not bounded, "the standard deviation has bounds")
     _require_plain(output_layer(head))
+
+
+def _require_network(policy: Policy) -> None:
+    """What all three have in common."""
+    built = "native code was not built, for want of a compiler at installation, or is out of date"
+    _require(native.available(), built)
+    _require(policy.device.type == "cpu", f"the policy is on {policy.device.type}")
+    other = {p.dtype for p in policy.parameters()} - {torch.float32}
+    _require(not other, f"parameters are {', '.join(str(dtype).removeprefix('torch.') for dtype in other)}")
+    _require(not any(hooks for m in policy.modules() for hooks in _hooks_of(m)), "a module has hooks")
+    _require_one_of(policy, [Policy])
+    _require_one_of(policy.network, [Network])
+    _require([len(shape) for shape in policy.reader.shapes.values()] == [1], "observations are not one vector")
+    _require_torso(policy.network.shared)
+
+
+def _require_torso(torso: Torso) -> None:
+    _require(not torso.reduced, "layers compute in bfloat16")
+    linears(torso)
 
 
 def _require_plain(layer: nn.Linear) -> None:
@@ -254,6 +329,16 @@ def layers_of(stack: Iterable[Linear], gradient: Callable[[Tensor], int] | None 
         if gradient is not None:
             layer.weight_gradient, layer.bias_gradient = gradient(linear.weight), gradient(linear.bias)
     return layers
+
+
+def reading_of(policy: Policy, layers: ctypes.Array[Layer], rows: int, dtype: torch.dtype) -> Reading:
+    """How native code reads observations of a precision, so many rows at once, through layers that it takes."""
+    plan = Reading(layers, len(layers), rows, dtype == torch.float64)
+    (reader,) = policy.reader.parts
+    if isinstance(reader, Numbers) and (normalizer := reader.normalizer) is not None:
+        plan.mean, plan.std = normalizer.mean.data_ptr(), normalizer.std.data_ptr()
+        plan.clip = normalizer.clip
+    return plan
 
 
 def log_std_of(head: GaussianHead) -> Tensor:

@@ -11,12 +11,14 @@ from levelhead import native
 from levelhead.accelerate import (
     CompiledEpochs,
     NativeActor,
+    NativeCritic,
     NativeEpochs,
     acting_refusal,
     compiling_refusal,
     is_worthwhile,
     learning_refusal,
     natively,
+    valuing_refusal,
 )
 from levelhead.acting import Actor
 from levelhead.advantages import (
@@ -30,6 +32,7 @@ from levelhead.auxiliary import Auxiliary
 from levelhead.collector import Collector
 from levelhead.config import AdvantageScale, Config, GroupConfig, require_default
 from levelhead.criterion import Criterion, CriterionSettings, Loss
+from levelhead.critic import Critic
 from levelhead.distributed import Cutoff, Shards, rank, ranks
 from levelhead.divergence import KLControl
 from levelhead.envs import ShardedVecEnv, VecEnv
@@ -76,6 +79,7 @@ def build_trainer(config: Config, env: VecEnv, policy: Policy, objective: Object
             ppo.chunk,
             ppo.burn_in,
             [(part, build_actor(config, acting, arrays=part.arrays)) for part in _halves(config, env)],
+            build_critic(config, policy),
             shards,
             Cutoff(config.parallel.cutoff) if config.parallel.cutoff < 1 and ranks() > 1 else None,
         ),
@@ -301,6 +305,11 @@ def build_actor(config: Config, policy: Policy, *, arrays: bool) -> Actor:
     """What chooses actions in the stepping loop; as arrays, or tensors."""
     reason = _why_torch(config, policy, acting_refusal(policy))
     return (NativeActor if reason is None else Actor)(policy, _named(reason), arrays=arrays)
+
+
+def build_critic(config: Config, policy: Policy) -> Critic:
+    """What reads rollouts for the value head."""
+    return (NativeCritic if _why_torch(config, policy, valuing_refusal(policy)) is None else Critic)(policy)
 
 
 def _why_torch(config: Config, policy: Policy, refusal: str | None) -> str | None:

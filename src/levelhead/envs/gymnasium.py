@@ -61,7 +61,7 @@ class GymnasiumVecEnv(VecEnv):
         self._elsewhere = env if isinstance(env, ProcessEnvs | EnvPoolEnvs) and self.arrays else None
         self._action_tree = space_tree(self.action_space)
         self._resetting = np.zeros(self.num_envs, dtype=np.bool_)
-        self._everyone = np.ones(self.num_envs, dtype=np.bool_)
+        self._nobody = np.zeros(self.num_envs, dtype=np.bool_)
         self._masked = False
         self._parts: dict[str, Tensor] | None = None
 
@@ -70,7 +70,7 @@ class GymnasiumVecEnv(VecEnv):
         self._resetting = np.zeros(self.num_envs, dtype=np.bool_)
         self._masked = self._mask_observed or MASK_KEY in info
         self._parts = None
-        self.action_mask = self._mask(observation, info, self._everyone)
+        self.action_mask = self._mask(observation, info, self._nobody)
         return tree_map(torch.from_numpy, self._observed(observation))
 
     def step(self, action: Tree) -> Step:
@@ -81,12 +81,14 @@ class GymnasiumVecEnv(VecEnv):
 
     def send(self, action: Tree) -> None:
         if self._elsewhere is None:
-            super().send(action)
+            self._sent = action
         else:
             self._elsewhere.step_async(tree_map(_cast, self._action_tree, action))
 
     def receive(self) -> Step | ArrayStep:
-        return super().receive() if self._elsewhere is None else self._answer(*self._elsewhere.step_wait())
+        if self._elsewhere is not None:
+            return self._answer(*self._elsewhere.step_wait())
+        return self.step_arrays(self._sent) if self.arrays else self.step(self._sent)
 
     def _answer(
         self, observation: Any, reward: Array, terminated: Bools, truncated: Bools, info: Mapping[str, Any]
@@ -98,19 +100,19 @@ class GymnasiumVecEnv(VecEnv):
                 if np.count_nonzero(self._resetting):
                     valid = ~self._resetting
                 self._resetting = ended
-                self.action_mask = self._mask(observation, info, ~ended)
+                self.action_mask = self._mask(observation, info, ended)
             case AutoresetMode.SAME_STEP:
                 if np.count_nonzero(ended):
                     final = self._with_rows(observation, ended, info["final_obs"])
                 if LOST in info:
                     valid = ~info[LOST]
-                self.action_mask = self._mask(observation, info, self._everyone)
+                self.action_mask = self._mask(observation, info, self._nobody)
             case AutoresetMode.DISABLED:
-                self.action_mask = self._mask(observation, info, ~ended)
+                self.action_mask = self._mask(observation, info, ended)
                 if ended.any():
                     final = tree_map(np.copy, self._observed(observation))
                     observation, fresh = self.env.reset(options={"reset_mask": ended})
-                    first = self._mask(observation, fresh, ended)
+                    first = self._mask(observation, fresh, ~ended)
                     if self.action_mask is not None:
                         self.action_mask = tree_map(torch.bitwise_and, self.action_mask, first)
         return ArrayStep(self._observed(observation), np.asarray(reward), terminated, truncated, valid, final)
@@ -133,8 +135,8 @@ class GymnasiumVecEnv(VecEnv):
             put(final, i, single)
         return final
 
-    def _mask(self, observation: Any, info: Mapping[str, Any], needed: Bools) -> Tree | None:
-        """What is legal in the rows that need a mask; True throughout in the others."""
+    def _mask(self, observation: Any, info: Mapping[str, Any], idle: Bools) -> Tree | None:
+        """What is legal; True throughout in idle rows, which need no mask."""
         if not self._masked:
             if MASK_KEY in info:
                 raise ConfigError(f"the environments' info holds {MASK_KEY!r} after a step, and did not after reset")
@@ -143,16 +145,16 @@ class GymnasiumVecEnv(VecEnv):
             raw = observation[MASK_KEY]
         else:
             given: Bools = info.get(f"_{MASK_KEY}", np.full(self.num_envs, MASK_KEY in info))
-            if (needed & ~given).any():
-                missing = np.flatnonzero(needed & ~given).tolist()
+            if not (given | idle).all():
+                missing = np.flatnonzero(~(given | idle)).tolist()
                 raise ConfigError(
                     f"the info of environments {missing} holds no {MASK_KEY!r}; that of others, or of reset, did"
                 )
             if not given.any():
                 return tree_map(torch.ones_like, self.action_mask)
             raw = info[MASK_KEY]
-        ignored = torch.from_numpy(~needed).unsqueeze(-1)
-        masks = tree_map(lambda mask: mask | ignored, read_mask(raw, self.action_space, self.num_envs))
+        free = torch.from_numpy(idle).unsqueeze(-1)
+        masks = tree_map(lambda mask: mask | free, read_mask(raw, self.action_space, self.num_envs))
         return self._with_all_parts(masks) if isinstance(masks, dict) else masks
 
     def _with_all_parts(self, masks: dict[str, Tensor]) -> dict[str, Tensor]:

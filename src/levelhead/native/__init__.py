@@ -5,7 +5,7 @@ import weakref
 from functools import cache, partial
 from importlib.util import find_spec
 
-from levelhead.native.plan import LAYOUT, Acting, Plan, Returns
+from levelhead.native.plan import LAYOUT, Acting, Plan, Reading, Returns
 
 INSTRUCTION_SETS = ("portable", "avx2", "avx512")
 _limit = len(INSTRUCTION_SETS) - 1
@@ -20,7 +20,9 @@ def _library() -> ctypes.CDLL | None:
     library.levelhead_layout.restype = ctypes.c_int64
     library.levelhead_new_actor.restype = ctypes.c_void_p
     library.levelhead_delete_actor.argtypes = (ctypes.c_void_p,)
-    library.levelhead_act.argtypes = (ctypes.c_void_p,) * 7
+    library.levelhead_act.argtypes = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p)
+    places = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p)
+    library.levelhead_features.argtypes = (ctypes.POINTER(Reading), *places, ctypes.c_int)
     return library if library.levelhead_layout() == LAYOUT else None
 
 
@@ -50,6 +52,16 @@ def run_epochs(plan: Plan) -> None:
     _built().levelhead_epochs(ctypes.byref(plan), INSTRUCTION_SETS.index(best_instruction_set()))
 
 
+def features(plan: Reading, observation: int, rows: int, answers: int) -> None:
+    """What layers answer to so many rows, from one address to another, `[rows, outputs]` of float32.
+
+    Raises:
+        RuntimeError: the code was not built.
+    """
+    isa = INSTRUCTION_SETS.index(best_instruction_set())
+    _built().levelhead_features(ctypes.byref(plan), observation, rows, answers, isa)
+
+
 def estimate(plan: Returns) -> None:
     """Generalised advantage estimation over the rollout that a plan describes.
 
@@ -73,7 +85,7 @@ class Actor:
         library = _built()
         self._address = library.levelhead_new_actor(ctypes.byref(plan), INSTRUCTION_SETS.index(best_instruction_set()))
         self.act = partial(library.levelhead_act, self._address)
-        """Called with the addresses of a step's rows, in the order of plan.h; None for the mask where there is none."""
+        """Called with a step, counted from 0, and the address of what is legal then; None where everything is."""
         self.close = weakref.finalize(self, library.levelhead_delete_actor, self._address)
 
 

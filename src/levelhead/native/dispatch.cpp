@@ -5,14 +5,17 @@
 
 namespace avx512 {
 void epochs(const Plan &);
+void features(const Reading &, const void *, int64_t, float *);
 Actor *new_actor(const Acting &);
 }
 namespace avx2 {
 void epochs(const Plan &);
+void features(const Reading &, const void *, int64_t, float *);
 Actor *new_actor(const Acting &);
 }
 namespace portable {
 void epochs(const Plan &);
+void features(const Reading &, const void *, int64_t, float *);
 Actor *new_actor(const Acting &);
 }
 
@@ -47,6 +50,16 @@ extern "C" void levelhead_epochs(const Plan *plan, int isa) {
     }
 }
 
+extern "C" void levelhead_features(const Reading *plan, const void *observation, int64_t rows, float *answers, int isa) {
+    switch (isa) {
+#if defined(__x86_64__)
+        case AVX512: return avx512::features(*plan, observation, rows, answers);
+        case AVX2: return avx2::features(*plan, observation, rows, answers);
+#endif
+        default: return portable::features(*plan, observation, rows, answers);
+    }
+}
+
 extern "C" Actor *levelhead_new_actor(const Acting *plan, int isa) {
     switch (isa) {
 #if defined(__x86_64__)
@@ -57,9 +70,6 @@ extern "C" Actor *levelhead_new_actor(const Acting *plan, int isa) {
     }
 }
 
-extern "C" void levelhead_act(Actor *actor, const void *observation, const float *noise, const uint8_t *legal,
-                              void *action, float *parameters, void *given) {
-    actor->act(observation, noise, legal, action, parameters, given);
-}
+extern "C" void levelhead_act(Actor *actor, int64_t t, const uint8_t *legal) { actor->act(t, legal); }
 
 extern "C" void levelhead_delete_actor(Actor *actor) { delete actor; }

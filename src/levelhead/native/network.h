@@ -107,23 +107,28 @@ static void activate(int32_t activation, float *y, float *slope, int64_t count) 
 struct Room {
     Layer layer;
     int in, out;         // padded
-    float *weight;       // [inputs, out], transposed
+    float *weight;       // [in, out], transposed
     float *plain;        // [outputs, in], padded
     float *bias;         // [out]
     float *y, *slope;    // [rows, out]
     float *dy;           // [rows, out]
-    float *dweight;      // [outputs, in]
+    float *dweight;      // [outputs, in], or [inputs, out]
 };
 
 static void read_parameters(Room &room) {
     const Layer &layer = room.layer;
     for (int o = 0; o < layer.outputs; o++)
-        for (int i = 0; i < layer.inputs; i++) {
-            const float x = layer.weight[(int64_t)o * layer.inputs + i];
-            room.plain[(int64_t)o * room.in + i] = x;
-            room.weight[(int64_t)i * room.out + o] = x;
+        std::memcpy(room.plain + (int64_t)o * room.in, layer.weight + (int64_t)o * layer.inputs,
+                    sizeof(float) * layer.inputs);
+    std::memcpy(room.bias, layer.bias, sizeof(float) * layer.outputs);
+    for (int o = 0; o < room.out; o += WIDTH)
+        for (int i = 0; i < room.in; i += WIDTH) {
+            Vec square[WIDTH];
+            for (int k = 0; k < WIDTH; k++)
+                square[k] = o + k < layer.outputs ? load(room.plain + (int64_t)(o + k) * room.in + i) : Vec{};
+            transpose(square);
+            for (int k = 0; k < WIDTH; k++) store(room.weight + (int64_t)(i + k) * room.out + o, square[k]);
         }
-    for (int o = 0; o < layer.outputs; o++) room.bias[o] = layer.bias[o];
 }
 
 static void forward(Room &room, const float *x, int rows) {
@@ -131,23 +136,33 @@ static void forward(Room &room, const float *x, int rows) {
     if (room.layer.activation != NONE) activate(room.layer.activation, room.y, room.slope, (int64_t)rows * room.out);
 }
 
+static void add_weights(const Layer &layer, const float *slope, int64_t by_output, int64_t by_input) {
+    for (int o = 0; o < layer.outputs; o++)
+        for (int i = 0; i < layer.inputs; i++)
+            layer.weight_gradient[(int64_t)o * layer.inputs + i] += slope[o * by_output + i * by_input];
+}
+
 // From dy, the loss's gradient by what the layer answers: adds to that by its parameters, and writes that by its input
 // where asked for.
 static void backward(Room &room, const float *x, float *dx, int rows) {
     const Layer &layer = room.layer;
-    if (layer.activation != NONE)
-        for (int64_t i = 0; i < (int64_t)rows * room.out; i += WIDTH)
-            store(room.dy + i, load(room.dy + i) * load(room.slope + i));
-    multiply(room.dy, 1, room.out, x, nullptr, room.dweight, layer.outputs, room.in, rows);
-    for (int o = 0; o < layer.outputs; o++)
-        for (int i = 0; i < layer.inputs; i++)
-            layer.weight_gradient[(int64_t)o * layer.inputs + i] += room.dweight[(int64_t)o * room.in + i];
     for (int j = 0; j < room.out; j += WIDTH) {
         Vec total{};
-        for (int r = 0; r < rows; r++) total += load(room.dy + (int64_t)r * room.out + j);
+        for (int64_t i = j; i < (int64_t)rows * room.out; i += room.out) {
+            Vec dy = load(room.dy + i);
+            if (layer.activation != NONE) store(room.dy + i, dy *= load(room.slope + i));
+            total += dy;
+        }
         float kept[WIDTH];
         store(kept, total);
-        for (int i = 0; i < WIDTH && j + i < layer.outputs; i++) layer.bias_gradient[j + i] += kept[i];
+        for (int k = 0; k < WIDTH && j + k < layer.outputs; k++) layer.bias_gradient[j + k] += kept[k];
+    }
+    if ((int64_t)layer.inputs * room.out < (int64_t)layer.outputs * room.in) {  // whichever is padded less
+        multiply(x, 1, room.in, room.dy, nullptr, room.dweight, layer.inputs, room.out, rows);
+        add_weights(layer, room.dweight, 1, room.out);
+    } else {
+        multiply(room.dy, 1, room.out, x, nullptr, room.dweight, layer.outputs, room.in, rows);
+        add_weights(layer, room.dweight, room.in, 1);
     }
     if (dx) multiply(room.dy, room.out, 1, room.plain, nullptr, dx, rows, room.in, layer.outputs);
 }
@@ -156,11 +171,11 @@ static Room make_room(const Layer &layer, int rows, Arena &arena) {
     Room room{};
     room.layer = layer;
     room.in = padded(layer.inputs), room.out = padded(layer.outputs);
-    room.weight = arena.take<float>((int64_t)layer.inputs * room.out);
+    room.weight = arena.take<float>((int64_t)room.in * room.out);
     room.plain = arena.take<float>((int64_t)layer.outputs * room.in);
     room.bias = arena.take<float>(room.out);
     for (float **matrix : {&room.y, &room.slope, &room.dy}) *matrix = arena.take<float>((int64_t)rows * room.out);
-    room.dweight = arena.take<float>((int64_t)layer.outputs * room.in);
+    room.dweight = arena.take<float>((int64_t)room.out * room.in);
     return room;
 }
 

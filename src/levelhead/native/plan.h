@@ -76,17 +76,26 @@ struct Plan {
     int32_t (*reduce)(double *means);
 };
 
-struct Acting {
-    const Layer *layers;  // shared and actor's, the head's last
+struct Reading {  // observations through layers
+    const Layer *layers;
     int32_t n_layers;
-    int32_t rows;
+    int32_t rows;         // at once
+    int32_t wide;         // whether observations are of double precision
+    const double *mean, *std;  // of observations; null where they are taken as they are
+    double clip;          // of what is normalised
+};
+
+struct Acting {
+    Reading reading;      // through shared and actor's layers, the head's last
     Distribution distribution;
     const int64_t *start;  // the environment's number for the first choice of each dimension
     const float *low, *high;  // bounds of the environment's actions
     const float *center, *half_range;  // of these, where -1 to 1 stands for low to high; else null
-    int32_t wide;         // whether observations are of double precision
-    const double *mean, *std;  // of observations; null where they are taken as they are
-    double clip;          // of what is normalised
+    const void *observation;  // [steps, rows, inputs], read when its step is taken
+    const float *noise;   // [steps, rows, dims, most choices], or [steps, rows, dims] where they are Gaussian
+    void *action;         // out: [steps, rows, dims], int64 or float
+    float *parameters;    // out: [steps, rows, logits], or means [steps, rows, dims]
+    void *given;          // out: the actions as the environment takes them
 };
 
 struct Returns {  // all [steps, columns]
@@ -99,10 +108,8 @@ struct Returns {  // all [steps, columns]
 
 struct Actor {
     virtual ~Actor() = default;
-    // From rows of observations, noise, what is legal (null where everything is): actions, logits or means, and the
-    // actions as the environment takes them.
-    virtual void act(const void *observation, const float *noise, const uint8_t *legal, void *action,
-                     float *parameters, void *given) = 0;
+    // Chooses the actions of step t; what is legal then is null where everything is.
+    virtual void act(int64_t t, const uint8_t *legal) = 0;
 };
 
 enum Mean : int32_t { POLICY_LOSS, ENTROPY_LOSS, APPROX_KL, CLIP_FRACTION, KL, VALUE_LOSS, LOSS, MEANS };

@@ -105,21 +105,32 @@ class Plan(Structure):
     )
 
 
-class Acting(Structure):
+class Reading(Structure):
     _fields_ = (
         ("layers", POINTER(Layer)),
         ("n_layers", c_int32),
         ("rows", c_int32),
+        ("wide", c_int32),
+        ("mean", c_void_p),
+        ("std", c_void_p),
+        ("clip", c_double),
+    )
+
+
+class Acting(Structure):
+    _fields_ = (
+        ("reading", Reading),
         ("distribution", Distribution),
         ("start", c_void_p),
         ("low", c_void_p),
         ("high", c_void_p),
         ("center", c_void_p),
         ("half_range", c_void_p),
-        ("wide", c_int32),
-        ("mean", c_void_p),
-        ("std", c_void_p),
-        ("clip", c_double),
+        ("observation", c_void_p),
+        ("noise", c_void_p),
+        ("action", c_void_p),
+        ("parameters", c_void_p),
+        ("given", c_void_p),
     )
 
 

@@ -31,6 +31,31 @@ static inline void set_column(float *p, int64_t stride, Vec v) {
     for (int i = 0; i < WIDTH; i++) p[i * stride] = v[i];
 }
 
+// Of two vectors one number each in turn, from one of the first on.
+static inline Vec interleave(Vec a, Vec b, int first) {
+#if defined(__clang__)
+    Vec both;
+    for (int i = 0; i < WIDTH; i++) both[i] = (i & 1 ? b : a)[first + i / 2];
+    return both;
+#else
+    Int from;
+    for (int i = 0; i < WIDTH; i++) from[i] = first + i / 2 + (i & 1 ? WIDTH : 0);
+    return __builtin_shuffle(a, b, from);
+#endif
+}
+
+// Rows of a square become its columns: its upper and lower half are shuffled into one another, as often as it takes.
+static inline void transpose(Vec (&rows)[WIDTH]) {
+    for (int turn = 1; turn < WIDTH; turn *= 2) {
+        Vec next[WIDTH];
+        for (int i = 0; i < WIDTH / 2; i++) {
+            next[2 * i] = interleave(rows[i], rows[i + WIDTH / 2], 0);
+            next[2 * i + 1] = interleave(rows[i], rows[i + WIDTH / 2], WIDTH / 2);
+        }
+        for (int i = 0; i < WIDTH; i++) rows[i] = next[i];
+    }
+}
+
 // 2^n for whole n in [-126, 127].
 static inline Vec power_of_two(Int n) { return (Vec)((n + 127) << 23); }
 

@@ -135,7 +135,7 @@ class TargetStatistics(nn.Module):
         if task is not None:
             index = task.to(self.mean.device).reshape(-1)
             return self.mean.index_select(0, index).view(x.shape), self.std.index_select(0, index).view(x.shape)
-        return (self.mean[0], self.std[0]) if self.output_dim == 1 else (self.mean, self.std)
+        return (self.mean, self.std) if x.ndim else (self.mean[0], self.std[0])
 
     # -- moving --------------------------------------------------------------------------------------------------
 
@@ -181,7 +181,7 @@ class TargetStatistics(nn.Module):
             (self.scaled, self.scaled | real),
             (self.count, self.count + 1),
         ):
-            buffer.copy_(torch.where(reached, new, buffer))
+            torch.where(reached, new, buffer, out=buffer)
 
     # -- shapes --------------------------------------------------------------------------------------------------
 
