@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterable, Sequence
+from math import fsum
 from typing import NamedTuple
 
 import numpy as np
@@ -78,9 +79,9 @@ class Episodes:
         """Means over the latest episodes: per task, and over tasks; none before one has ended."""
         metrics: dict[str, float] = {}
         for name, windows in (("rollout/ep_rew_mean", self.returns), ("rollout/ep_len_mean", self.lengths)):
-            means = {k: float(np.mean(window)) for k, window in enumerate(windows) if window}
+            means = {k: fsum(window) / len(window) for k, window in enumerate(windows) if window}
             if means:
-                metrics[name] = float(np.mean(list(means.values())))
+                metrics[name] = fsum(means.values()) / len(means)
             if self.tasks:
                 metrics |= {f"{name}/{self.tasks[k]}": mean for k, mean in means.items()}
         return metrics
