@@ -3,6 +3,7 @@
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -196,6 +197,9 @@ class SteppingLoop:
             rows.tensor[steps:] = False
 
     def _write_observation(self, t: int, observation: Tree) -> None:
+        if isinstance(self._observed, Rows) and isinstance(observation, np.ndarray):  # as it mostly is
+            self._observed.write(t, observation)
+            return
         try:
             tree_map(lambda rows, x: rows.write(t, x), self._observed, observation)
         except ValueError as error:
