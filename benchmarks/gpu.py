@@ -16,8 +16,8 @@ import statistics
 import torch
 
 import levelhead as lh
-from levelhead.api import prepare
 from levelhead.config import Precision
+from levelhead.preparation import prepare
 from levelhead.trainer import Trainer
 
 ENGINES = ("torch", "compile")

@@ -1,54 +1,45 @@
 """The front door: train, resume, evaluate and load, from Python."""
 
-import hashlib
-import importlib
-import platform
 import warnings
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
-from importlib.metadata import version
+from dataclasses import dataclass, replace
 from pathlib import Path
-from types import UnionType
 from typing import Any, NamedTuple
 
-import gymnasium as gym
-import torch
 from gymnasium.vector import VectorEnv
 from rich.console import Console
 from torch import Tensor
 
-from levelhead import checkpoint, native, rundir
+from levelhead import checkpoint, rundir
 from levelhead.actions import ActionHead
-from levelhead.builders import build_device, build_policy, build_trainer, place_shards
+from levelhead.builders import build_policy, build_trainer, place_shards
 from levelhead.config import Config, Device, ObjectiveKind, ValueKind, require_default
-from levelhead.distributed import (
-    Shards,
-    be_patient,
-    from_first,
-    gathered_values,
-    launch,
-    process_group,
-    ranks,
-    require_same,
-    restarted,
-)
-from levelhead.envs import Backend, GymnasiumVecEnv, VecEnv, Workers, choose_backend, make_env, task_names
+from levelhead.distributed import from_first, launch, process_group, ranks, restarted
+from levelhead.envs import VecEnv, choose_backend, task_names
 from levelhead.errors import CheckpointError, ConfigError
 from levelhead.evaluation import Report, run_episodes
 from levelhead.files import parse
+from levelhead.handover import (
+    AnyEnv,
+    Parts,
+    made,
+    opened,
+    require_consistent,
+    require_episodes,
+    require_instance,
+    require_parts,
+    require_used,
+)
 from levelhead.loop import run_loop
 from levelhead.networks import Network, Policy
 from levelhead.objectives import Objective
+from levelhead.preparation import agree, prepare
 from levelhead.presets import preset
 from levelhead.rundir import RunInfo
-from levelhead.serialize import flattened, to_json
 from levelhead.spaces import same_shapes
-from levelhead.threads import processors
 from levelhead.values import ValueHead
 from levelhead.writers import metrics_until
-
-AnyEnv = str | Callable[[], gym.Env[Any, Any]] | VectorEnv[Any, Any, Any] | VecEnv
 
 
 @dataclass(frozen=True)
@@ -62,26 +53,6 @@ class Run:
     """Environment steps taken."""
     interrupted: bool
     """Whether a signal ended training early; everything was saved."""
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What was handed over as objects, which no config can rebuild."""
-
-    env: AnyEnv | None = None
-    network: Network | None = None
-    value: ValueHead | None = None
-    action_head: ActionHead | None = None
-    objective: Objective | None = None
-
-    @property
-    def by_name(self) -> dict[str, object]:
-        return {part.name: getattr(self, part.name) for part in fields(self)}
-
-    @property
-    def given(self) -> tuple[str, ...]:
-        """The names of those that there are."""
-        return tuple(name for name, part in self.by_name.items() if part is not None)
 
 
 def train(
@@ -127,10 +98,10 @@ def train(
     starts from generic defaults: pass `config=lh.preset("Pendulum-v1")` for others.
     """
     name = env if isinstance(env, str) else getattr(env, "__name__", type(env).__name__).strip("<>")
-    _require_instance("value", value, str | ValueHead, "a name, or a ValueHead")
-    _require_instance("network", network, Network, "a Network")
-    _require_instance("action_head", action_head, ActionHead, "an ActionHead")
-    _require_instance("objective", objective, str | Objective, "a name, or an Objective")
+    require_instance("value", value, str | ValueHead, "a name, or a ValueHead")
+    require_instance("network", network, Network, "a Network")
+    require_instance("action_head", action_head, ActionHead, "an ActionHead")
+    require_instance("objective", objective, str | Objective, "a name, or an Objective")
     parts = Parts(
         env=None if isinstance(env, str) else env,
         network=network,
@@ -151,17 +122,17 @@ def train(
             "device": device,
         }
         config = replace(start, env_id=name, **{k: v for k, v in given.items() if v is not None})
-        _require_consistent(env, config, num_envs)
-        _require_used(config, network, action_head, parts.objective)
+        require_consistent(env, config, num_envs)
+        require_used(config, network, action_head, parts.objective)
         if ranks() == 1:
             require_default("parallel", config.parallel, ("timeout", "cutoff"), "there is one process")
         return _begin(config, env, parts, console)
 
 
-def _begin(config: Config, env: AnyEnv, parts: "Parts", console: Console | None, before: Path | None = None) -> Run:
+def _begin(config: Config, env: AnyEnv, parts: Parts, console: Console | None, before: Path | None = None) -> Run:
     """A new run, in the directory of one `before` it; or the one that the same `torchrun` call had begun before it lost
     a process."""
-    _agree(config)
+    agree(config)
     before = before or from_first(lambda: rundir.of_launch(config, launch()) if restarted() else None)
     if before is not None and from_first(lambda: bool(checkpoint.checkpoints(before))):
         return _continue(before, None, parts, console)
@@ -171,7 +142,7 @@ def _begin(config: Config, env: AnyEnv, parts: "Parts", console: Console | None,
         config = replace(config, backend=from_first(lambda: choose_backend(env, config.env.kwargs)))
     shards = place_shards(config)
     config = replace(config, parallel=replace(config.parallel, shards=shards.count))
-    with _opened(env, config, shards) as vec:
+    with opened(env, config, shards) as vec:
         policy = build_policy(
             config, vec.observation_space, vec.action_space, parts.network, parts.value, vec.tasks, parts.action_head
         )
@@ -217,11 +188,11 @@ def resume(
             return _continue(run, total_steps, parts, console)
         directory, config = unsaved
         environment = config.env_id if env is None else env
-        _require_consistent(environment, config, config.num_envs)
+        require_consistent(environment, config, config.num_envs)
         return _begin(config, environment, parts, console, directory)
 
 
-def _unsaved(run: str | Path, total_steps: int | None, parts: "Parts") -> tuple[Path, Config] | None:
+def _unsaved(run: str | Path, total_steps: int | None, parts: Parts) -> tuple[Path, Config] | None:
     """The directory and config of a run that never came to a checkpoint; None of others.
 
     Raises:
@@ -244,10 +215,10 @@ def _unsaved(run: str | Path, total_steps: int | None, parts: "Parts") -> tuple[
     return directory, config
 
 
-def _info(directory: Path, total_steps: int | None, parts: "Parts") -> RunInfo:
+def _info(directory: Path, total_steps: int | None, parts: Parts) -> RunInfo:
     """What is known of a run that is to go on, with its new end."""
     info = rundir.read_info(directory)
-    _require_parts(info, parts.by_name)
+    require_parts(info, parts.by_name)
     return info if total_steps is None else replace(info, config=replace(info.config, total_steps=total_steps))
 
 
@@ -261,7 +232,7 @@ class _Saved(NamedTuple):
     state: dict[str, Any]
 
 
-def _continue(run: str | Path, total_steps: int | None, parts: "Parts", console: Console | None) -> Run:
+def _continue(run: str | Path, total_steps: int | None, parts: Parts, console: Console | None) -> Run:
     def read() -> _Saved:
         source = checkpoint.resolve(rundir.find(run))
         return _Saved(source, _info(source.parent.parent, total_steps, parts), *checkpoint.load(source))
@@ -270,11 +241,11 @@ def _continue(run: str | Path, total_steps: int | None, parts: "Parts", console:
     directory, env, config = source.parent.parent, parts.env, info.config
     if state["step"] >= config.total_steps and not restarted():  # after which the end may have been all that was left
         raise ConfigError(f"{source} has taken {state['step']} of {config.total_steps} steps: give more total steps")
-    _agree(config)
+    agree(config)
     prepare(config)
     environment = config.env_id if env is None else env
-    _require_consistent(environment, config, config.num_envs)
-    with _opened(environment, config, place_shards(config)) as vec:
+    require_consistent(environment, config, config.num_envs)
+    with opened(environment, config, place_shards(config)) as vec:
         if vec.tasks != info.tasks:
             raise ConfigError(f"this run was made with tasks {info.tasks}; the environments play {vec.tasks}")
         with _damage_named(source):
@@ -315,8 +286,8 @@ def evaluate(
         raise ConfigError(f"seed is {seed}; accepted: 0 or more")
     if env_kwargs and not isinstance(env, str):
         raise ConfigError("env_kwargs has nothing to act on: the environment is handed over as an object")
-    _require_episodes("episodes", episodes, env)
-    with _made(env, max(min(episodes, 8), len(task_names(env))), env_kwargs or {}) as vec:
+    require_episodes("episodes", episodes, env)
+    with made(env, max(min(episodes, 8), len(task_names(env))), env_kwargs or {}) as vec:
         if not same_shapes(vec.observation_space, policy.observation_space):
             raise ConfigError(f"{env} observes {vec.observation_space}, the policy {policy.observation_space}")
         if policy.action_space not in (None, vec.action_space):
@@ -347,7 +318,7 @@ def load_policy(
     """
     source = checkpoint.resolve(rundir.find(run))
     info = rundir.read_info(source.parent.parent)
-    _require_parts(info, {"network": network, "value": value, "action_head": action_head})
+    require_parts(info, {"network": network, "value": value, "action_head": action_head})
     tensors, _ = checkpoint.load(source)
     config = replace(info.config, device=device)
     spaces = info.observation_space, info.action_space
@@ -362,157 +333,13 @@ def run_directory(run: str | Path) -> Path:
     return checkpoint.resolve(rundir.find(run)).parent.parent
 
 
-def prepare(config: Config) -> None:
-    """Imports the modules that a config names and sets torch's threads and precision, as training and evaluation need
-    it.
-
-    Raises:
-        ConfigError: a module cannot be imported, or the device has no such precision.
-
-    Warns:
-        UserWarning: the processor computes in the precision by emulation alone.
-    """
-    reduced = config.network.precision == "tf32"
-    if reduced and build_device(config.device).type != "cuda":
-        raise ConfigError("network.precision is tf32, which GPUs have; accepted here: float32, bfloat16, float64")
-    if config.network.precision == "bfloat16" and build_device(config.device).type == "cpu":
-        _warn_of_emulation()
-    torch.set_float32_matmul_precision("high" if reduced else "highest")
-    torch.backends.cudnn.allow_tf32 = reduced
-    for module in config.imports:
-        try:
-            importlib.import_module(module)
-        except Exception as error:
-            raise ConfigError(f"cannot import {module}: {error!r}") from error
-    if config.threads:
-        torch.set_num_threads(min(config.threads, processors()))
-
-
 # -- behind the door ---------------------------------------------------------------------------------------------
-
-
-def _warn_of_emulation() -> None:
-    if platform.machine() == "x86_64" and not torch.cpu._is_avx512_bf16_supported():
-        warnings.warn(
-            "network.precision is bfloat16, which this processor has no instructions for: float32 is much faster",
-            stacklevel=4,
-        )
-
-
-def _agree(config: Config) -> None:
-    """Makes sure that ranks have the same before them, and that native code rounds alike on all of them."""
-    require_same(_common_ground(config))
-    be_patient(config.parallel.timeout)
-    native.limit(min(gathered_values(native.best_instruction_set()), key=native.INSTRUCTION_SETS.index))
-
-
-def _common_ground(config: Config) -> dict[str, str]:
-    """What must be the same on all ranks."""
-    if ranks() == 1:
-        return {}
-    code = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("**/*.py")):
-        code.update(path.read_bytes())
-    versions = {f"the version of {name}": version(name) for name in ("torch", "gymnasium", "numpy")}
-    built = {} if config.engine == "torch" else {"native code": "built" if native.available() else "not built"}
-    return {**flattened(to_json(config)), **versions, **built, "levelhead's code": code.hexdigest()[:12]}
 
 
 def _score(policy: Policy, env: AnyEnv, config: Config) -> dict[str, float]:
     report = evaluate(policy, env, config.eval_episodes, config.seed, config.env.kwargs)
     by_task = {f"eval/mean_return/{name}": part.mean_return for name, part in report.by_task.items()}
     return {"eval/mean_return": report.mean_return, **by_task}
-
-
-@contextmanager
-def _opened(env: AnyEnv, config: Config, shards: Shards) -> Generator[VecEnv]:
-    """This process's part of a run's environments; closed afterwards, unless they were handed over."""
-    here = config.num_envs * shards.here // shards.count
-    workers = Workers(config.env.workers, config.env.timeout, config.env.max_restarts)
-    with _made(env, here, config.env.kwargs, config.backend, workers, shards.here) as vec:
-        yield vec
-
-
-@contextmanager
-def _made(
-    env: AnyEnv,
-    num_envs: int,
-    kwargs: dict[str, Any],
-    backend: Backend = "sync",
-    workers: Workers | None = None,
-    shards: int = 1,
-) -> Generator[VecEnv]:
-    """The environments that `env` stands for; closed afterwards, unless they were handed over."""
-    if shards > 1 and isinstance(env, VecEnv | VectorEnv):
-        raise ConfigError(f"environments handed over are one shard, and each process is to have {shards}")
-    if isinstance(env, VecEnv):
-        yield env
-    elif isinstance(env, VectorEnv):
-        yield GymnasiumVecEnv(env)
-    else:
-        vec = make_env(env, num_envs, kwargs, backend, workers, shards)
-        try:
-            yield vec
-        finally:
-            vec.close()
-
-
-def _require_consistent(env: AnyEnv, config: Config, num_envs: int | None) -> None:
-    """Refuses settings that an environment handed over as an object would leave without effect."""
-    if config.eval_every:
-        _require_episodes("eval_episodes", config.eval_episodes, env)
-    if isinstance(env, str):
-        return
-    made = isinstance(env, VectorEnv | VecEnv)
-    if config.backend not in ("auto", "sync", *(() if made else ("processes",))):
-        raise ConfigError(f"backend is {config.backend}, and the environment is handed over as an object")
-    if config.env.kwargs:
-        raise ConfigError("env.kwargs has nothing to act on: the environment is handed over as an object")
-    if made:
-        if num_envs not in (None, env.num_envs * ranks()):
-            raise ConfigError(f"num_envs is {num_envs}, and the environments handed over are {env.num_envs * ranks()}")
-        if config.eval_every:
-            raise ConfigError("eval_every needs environments of its own: pass an id or a function")
-
-
-def _require_episodes(name: str, episodes: int, env: AnyEnv) -> None:
-    needed = len(task_names(env))
-    if episodes < needed:
-        raise ConfigError(f"{name} is {episodes}; {env} needs at least {needed}, one per task")
-
-
-def _require_instance(name: str, given: object, kind: type | UnionType, accepted: str) -> None:
-    if given is not None and not isinstance(given, kind):
-        raise ConfigError(f"{name} is {given!r}; accepted: {accepted}")
-
-
-def _require_used(
-    config: Config, network: Network | None, action_head: ActionHead | None, objective: Objective | None
-) -> None:
-    """Refuses settings that a part handed over as an object would leave without effect."""
-    default = preset(config.env_id, config.objective)
-    if network is not None:
-        reason = "the network is handed over as an object"
-        layers = ("shared", "actor", "critic", "activation", "image_encoder")
-        require_default("network", config.network, layers, reason, default.network)
-        require_default("memory", config.memory, ("size", "place", "sharing"), reason, default.memory)
-    if action_head is not None and config.action != default.action:
-        raise ConfigError("action has settings that nothing reads: the action head is handed over as an object")
-    if objective is not None:
-        reason = "the objective is handed over as an object"
-        require_default("ppo", config.ppo, ("clip_range", "dual_clip", "kl_target"), reason, default.ppo)
-        if config.objective != "clip":
-            raise ConfigError(f"objective {config.objective} has nothing to act on: {reason}")
-
-
-def _require_parts(info: RunInfo, parts: Mapping[str, object]) -> None:
-    """Refuses a missing object that the run was made with, and one that it was made without; of `parts` alone."""
-    missing = [part for part, x in parts.items() if x is None and part in info.custom]
-    needless = [part for part, x in parts.items() if x is not None and part not in info.custom]
-    if needless:
-        raise ConfigError(f"this run was made without objects for {', '.join(needless)}; its config rebuilds them")
-    if missing:
-        raise ConfigError(f"this run was made with objects that its config cannot rebuild; pass {', '.join(missing)}=")
 
 
 @contextmanager

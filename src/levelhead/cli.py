@@ -20,6 +20,7 @@ from levelhead.config import Config, ObjectiveKind, TargetKind
 from levelhead.distributed import is_first, process_group, ranks
 from levelhead.errors import CheckpointError, ConfigError, RankError, StorageError, TrainingFault
 from levelhead.evaluation import Report
+from levelhead.preparation import prepare
 from levelhead.presets import PresetKind, preset
 from levelhead.schedules import Schedule, schedule
 
@@ -204,7 +205,7 @@ def _eval(options: EvalOptions, console: Console) -> int:
     if "env" in info.custom:
         raise ConfigError("this run was made with an environment object: evaluate it with levelhead.evaluate in Python")
     config = info.config
-    api.prepare(config)
+    prepare(config)
     policy = api.load_policy(options.run)
     report = api.evaluate(policy, config.env_id, options.episodes, options.seed, config.env.kwargs)
     _say(console, config.env_id)

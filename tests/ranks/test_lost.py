@@ -145,8 +145,8 @@ import os, sys
 import levelhead as lh
 rank = int(os.environ["RANK"])
 if sys.argv[1] == "code":
-    from levelhead import api
-    api._common_ground = lambda config: {"levelhead's code": str(rank)}
+    from levelhead import preparation
+    preparation._common_ground = lambda config: {"levelhead's code": str(rank)}
 config = lh.Config("CartPole-v1", seed=rank if sys.argv[1] == "seed" else 1, num_envs=2)
 try:
     lh.train("CartPole-v1", config=config)
