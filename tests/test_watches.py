@@ -96,7 +96,12 @@ def warned(config):
 
 
 BROKEN = {
-    "train/approx_kl": {"optimizer.learning_rate": constant(0.1), "ppo.epochs": 20, "ppo.clip_range": constant(5.0)},
+    "train/approx_kl": {
+        "optimizer.learning_rate": constant(0.03),
+        "ppo.epochs": 20,
+        "ppo.clip_range": constant(5.0),
+        "ppo.entropy_coef": constant(0.3),  # lest it settle on one action
+    },
     "grad/actor_norm is 0": {"optimizer.learning_rate": constant(0.0), "env_id": "Still-v0"},
     "health/dead_units": {"network.activation": "relu", "optimizer.learning_rate": constant(1.0)},
 }
