@@ -264,11 +264,6 @@ def largest(x: Tensor) -> Tensor:
     return y.to(x.dtype)
 
 
-def everywhere(flag: Tensor) -> Tensor:
-    """0-d bool: whether `flag` is True on all ranks."""
-    return ~largest(~flag)
-
-
 def gathered(x: Tensor) -> Tensor:
     """The tensors of all ranks, of one shape, along a new first axis."""
     if ranks() == 1:

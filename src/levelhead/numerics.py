@@ -36,8 +36,8 @@ class Moments(NamedTuple):
 
     @property
     def finite(self) -> Tensor:
-        """bool `[K]`: whether every entry that counted was finite."""
-        return self.mean.isfinite() & self.var.isfinite()
+        """bool `[K]`: whether every entry that counted was finite; no variance is where an entry or the mean isn't."""
+        return self.var.isfinite()
 
 
 def local(x: Tensor) -> Tensor:

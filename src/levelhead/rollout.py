@@ -112,7 +112,8 @@ class Batch:
         """
 
         def filled(x: Tensor, filler: float) -> Tensor:
-            return torch.where(valid.view(*valid.shape, *(1,) * (x.ndim - 2)), x, filler)
+            rows = valid if x.ndim == 2 else valid.view(*valid.shape, *(1,) * (x.ndim - 2))
+            return torch.where(rows, x, filler)
 
         # A mask without any legal choice would be worse than one in which all are.
         kept = self._map(lambda x: filled(x, x.dtype == torch.bool), self.begins, self.state, self.burn_in)
@@ -161,6 +162,8 @@ def before_chunks(x: Tensor, length: int, steps: int) -> Tensor:
 
 def chunked(x: Tensor, length: int) -> Tensor:
     """`[T, N, ...] -> [length, T / length * N, ...]`: columns of so many steps, a column's chunks N apart."""
+    if length == 1:
+        return x.flatten(0, 1).unsqueeze(0)
     return x.unflatten(0, (-1, length)).transpose(0, 1).flatten(1, 2)
 
 

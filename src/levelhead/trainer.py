@@ -16,7 +16,7 @@ from levelhead.envs import EnvState
 from levelhead.episodes import Episode
 from levelhead.errors import LevelheadError, RankError, TrainingFault
 from levelhead.estimators import Estimator
-from levelhead.health import Health, dead_units
+from levelhead.health import Health, dead_units, not_finite
 from levelhead.learner import Learner
 from levelhead.metrics import to_host
 from levelhead.networks import Policy
@@ -426,5 +426,5 @@ def _health(rollout: Rollout, advantage: Tensor) -> Health:
         },
         later={"value of a successor": torch.where(rollout.terminated, 0.0, rollout.next_value)},
     )
-    health.flags["advantage"] = (~advantage.isfinite()).any()
+    health.flags["advantage"] = not_finite(advantage).any()
     return health

@@ -111,6 +111,14 @@ def test_heads_are_of_no_account(options):
     agree(make(**options), rows(6, 8, 3))
 
 
+def test_final_observations_of_another_kind_than_their_space_says_are_left_to_torch():
+    policy = make()
+    whole = rows(1, 8, 3).mul(10).long()
+    assert torch.equal(read(NativeCritic(policy), whole), read(Critic(policy), whole))
+    with pytest.raises(RuntimeError, match="shape"):
+        read(NativeCritic(policy), rows(1, 8, 2))
+
+
 def test_every_rollout_is_read_with_the_parameters_of_its_time():
     policy, x = make(), rows(6, 8, 3)
     critic = NativeCritic(policy)

@@ -67,16 +67,17 @@ class NativeEpochs(Epochs):
     def __call__(
         self, batch: Batch, valid: Tensor, orders: Orders, refresh: Refresh | None = None
     ) -> dict[str, Tensor]:
-        if self._where() is None:  # a frozen layer, for example, since it was built
+        where = self._where()
+        if where is None:  # a frozen layer, for example, since it was built
             return super().__call__(batch, valid, orders, refresh)
         drawn = list(itertools.islice(orders, self.split.epochs))
         index, weight = minibatches(valid, self.split.minibatches, drawn)
         if refresh is None:  # then nothing happens between epochs
-            self._run(batch, index.flatten(0, 1), weight.flatten(0, 1))
+            self._run(where, batch, index.flatten(0, 1), weight.flatten(0, 1))
             return self._means.take()
         for epoch in zip(index, weight, strict=True):
             batch = refresh(batch)
-            self._run(batch, *epoch)
+            self._run(where, batch, *epoch)
             if self._over:
                 break
         return self._means.take()
@@ -116,7 +117,7 @@ class NativeEpochs(Epochs):
         flat = self.optimizer.flat[group]
         return flat.gradient.data_ptr() + parameter.data_ptr() - flat.parameter.data_ptr()
 
-    def _run(self, batch: Batch, index: Tensor, weight: Tensor) -> None:
+    def _run(self, where: "_Where", batch: Batch, index: Tensor, weight: Tensor) -> None:
         """Steps on minibatches, given as rows of indices and weights."""
         plan = Plan()
         kept: list[Tensor] = []
@@ -129,8 +130,6 @@ class NativeEpochs(Epochs):
             kept.append(x.detach().to(dtype).contiguous())
             return kept[-1].data_ptr()
 
-        where = self._where()
-        assert where is not None
         for name, layers in where.stacks.items():
             setattr(plan, name, layers)
             setattr(plan, f"n_{name}", len(layers))

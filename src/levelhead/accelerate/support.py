@@ -2,6 +2,7 @@
 
 import ctypes
 import itertools
+import operator
 import os
 import shutil
 import sysconfig
@@ -134,18 +135,16 @@ class _Seen:
         # Modules write into these, and never replace them.
         self._hooks = [hooks for m in modules for hooks in _hooks_of(m)]
         self._tables = [table for m in modules for table in (m._modules, m._parameters)]
-        self._parts = list(self._now())
+        self._parts = [part for table in self._tables for part in table.values()]
         self._parameters = list(policy.parameters())
         self._kinds = [_kind(p) for p in self._parameters]
         self._hooked = any(self._hooks)
 
-    def _now(self) -> Iterator[nn.Module | nn.Parameter | None]:
-        return itertools.chain.from_iterable(table.values() for table in self._tables)
-
     def has_changed(self) -> bool:
         """Whether modules, parameters or where and what these are differ from then, or there are hooks."""
-        there = all(then is now for then, now in itertools.zip_longest(self._parts, self._now()))
-        return self._hooked or any(self._hooks) or not there or self._kinds != [_kind(p) for p in self._parameters]
+        now = itertools.chain.from_iterable(map(dict.values, self._tables))
+        same = len(self._parts) == sum(map(len, self._tables)) and all(map(operator.is_, self._parts, now))
+        return self._hooked or any(self._hooks) or not same or self._kinds != list(map(_kind, self._parameters))
 
 
 def _kind(p: nn.Parameter) -> tuple[object, ...]:
