@@ -7,10 +7,9 @@ import torch
 from torch import Tensor
 
 from levelhead import native
-from levelhead.accelerate.support import (
-    Kept,
+from levelhead.accelerate.kept import Kept
+from levelhead.accelerate.layout import (
     Linear,
-    acting_refusal,
     distribution_of,
     layers_of,
     linears,
@@ -18,6 +17,7 @@ from levelhead.accelerate.support import (
     output_layer,
     reading_of,
 )
+from levelhead.accelerate.support import acting_refusal
 from levelhead.acting import Actor
 from levelhead.actions import ActionHead, CategoricalHead, GaussianHead, MultiCategoricalHead, UnitBounds
 from levelhead.native.plan import Acting, Layer

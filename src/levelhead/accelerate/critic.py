@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from levelhead import native
-from levelhead.accelerate.support import Kept, layers_of, linears, reading_of, valuing_refusal
+from levelhead.accelerate.kept import Kept
+from levelhead.accelerate.layout import layers_of, linears, reading_of
+from levelhead.accelerate.support import valuing_refusal
 from levelhead.critic import Critic
 from levelhead.native.plan import Layer
 from levelhead.networks import Policy, State

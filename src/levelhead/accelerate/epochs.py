@@ -11,16 +11,9 @@ import torch
 from torch import Tensor
 
 from levelhead import native
-from levelhead.accelerate.support import (
-    OBJECTIVES,
-    Kept,
-    Linear,
-    distribution_of,
-    layers_of,
-    learning_refusal,
-    linears,
-    output_layer,
-)
+from levelhead.accelerate.kept import Kept
+from levelhead.accelerate.layout import Linear, distribution_of, layers_of, linears, output_layer
+from levelhead.accelerate.support import OBJECTIVES, learning_refusal
 from levelhead.actions import CategoricalHead, GaussianHead, MultiCategoricalHead
 from levelhead.criterion import Criterion, Loss
 from levelhead.distributed import ranks
