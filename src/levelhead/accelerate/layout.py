@@ -1,7 +1,8 @@
 """Where native code finds the parts of a policy."""
 
 import ctypes
-from collections.abc import Callable, Iterable, Iterator
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -87,8 +88,12 @@ def layers_of(stack: Iterable[Linear], gradient: Callable[[Tensor], int] | None 
     Args:
         stack: from the first to the last.
         gradient: where that of a parameter is; None where nothing is learned.
+
+    Raises:
+        ValueError: they don't fit each other.
     """
     stack = list(stack)
+    require_chain(stack)
     layers = (Layer * len(stack))()
     for layer, (linear, activation) in zip(layers, stack, strict=True):
         layer.inputs, layer.outputs, layer.activation = linear.in_features, linear.out_features, activation
@@ -96,6 +101,19 @@ def layers_of(stack: Iterable[Linear], gradient: Callable[[Tensor], int] | None 
         if gradient is not None:
             layer.weight_gradient, layer.bias_gradient = gradient(linear.weight), gradient(linear.bias)
     return layers
+
+
+def require_chain(stack: Sequence[Linear]) -> None:
+    """Refuses layers that don't fit each other, with ValueError: native code would read beyond them."""
+    for (before, _), (after, _) in itertools.pairwise(stack):
+        if after.in_features != before.out_features:
+            raise ValueError(f"{after} follows {before}, and doesn't take what that answers")
+
+
+def fits(observation: Tensor, layers: ctypes.Array[Layer]) -> bool:
+    """Whether observations `[T, N, ...]` are what the first of these layers takes, in a precision that is known."""
+    numbers = observation.shape[2:].numel()
+    return observation.dtype in (torch.float32, torch.float64) and numbers == layers[0].inputs
 
 
 def reading_of(policy: Policy, layers: ctypes.Array[Layer], rows: int, dtype: torch.dtype) -> Reading:

@@ -115,7 +115,8 @@ def _require_actor(policy: Policy) -> None:
 def _require_critic(policy: Policy) -> None:
     _require_network(policy)
     _require_torso(policy.network.critic)
-    _require(bool(linears(policy.network.critic)), "the critic has no layers below its head")
+    layers = [*linears(policy.network.shared), *linears(policy.network.critic)]
+    _require(bool(layers), "the critic has no layers below its head")
     _require_numbers(policy)
 
 
