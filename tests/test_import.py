@@ -69,8 +69,7 @@ def test_each_name_has_one_home_and_type_checkers_take_it_for_public():
     for node in homes:
         home = importlib.import_module(f"levelhead.{node.module}")
         assert all(getattr(home, alias.name) is getattr(levelhead, alias.name) for alias in node.names)
-    assert sorted(levelhead.__all__) == sorted(["__version__", *names])
-    assert sorted(dir(levelhead)) == sorted(names)
+    assert sorted(levelhead.__all__) == sorted(dir(levelhead)) == sorted(["__version__", *names])
 
 
 def test_an_unknown_name_is_an_attribute_error():

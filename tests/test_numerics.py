@@ -68,6 +68,11 @@ def test_a_non_finite_entry_shows_in_its_own_column_alone():
     assert mean.isfinite().tolist() == var.isfinite().tolist() == [False, True]
 
 
+def test_whole_numbers_that_float32_lacks_are_taken_as_they_are():
+    x = torch.tensor([[2**24 + 1], [2**24 + 3]])
+    assert moments(x, torch.ones(2, 1)).var.item() == 1.0
+
+
 def test_float32_input_is_accumulated_in_float64():
     x = (1e4 + 10 * torch.tensor([-1.0, 1.0]).repeat(50_000)).reshape(-1, 1)
     _, mean, var = moments(x, torch.ones(len(x), 1))

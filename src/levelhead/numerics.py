@@ -55,7 +55,7 @@ def moments(x: Tensor, weight: Tensor, reduce: Reduce = local) -> Moments:
 
     A column without weight has mean 0 and variance 0. A non-finite entry makes its column non-finite.
     """
-    x = torch.where(weight > 0, x, 0.0).double()
+    x = torch.where(weight > 0, x.double(), 0.0)
     weight = weight.double().expand_as(x)
     total, first = reduce(torch.stack((weight.sum(0), (weight * x).sum(0))))
     divisor = torch.where(total > 0, total, 1.0)

@@ -55,7 +55,7 @@ class Objective(ABC):
         return {}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Whatever moves from rollout to rollout."""
+        """Whatever moves from rollout to rollout: tensors that are there from the beginning, and written in place."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:

@@ -113,7 +113,7 @@ class Batch:
 
         def filled(x: Tensor, filler: float) -> Tensor:
             rows = valid if x.ndim == 2 else valid.view(*valid.shape, *(1,) * (x.ndim - 2))
-            return torch.where(rows, x, filler)
+            return torch.where(rows, x, bool(filler) if x.dtype == torch.bool else filler)
 
         # A mask without any legal choice would be worse than one in which all are.
         kept = self._map(lambda x: filled(x, x.dtype == torch.bool), self.begins, self.state, self.burn_in)

@@ -197,10 +197,9 @@ class SteppingLoop:
             rows.tensor[steps:] = False
 
     def _write_observation(self, t: int, observation: Tree) -> None:
-        if isinstance(self._observed, Rows) and isinstance(observation, np.ndarray):  # as it mostly is
-            self._observed.write(t, observation)
-            return
         try:
+            if isinstance(self._observed, Rows) and isinstance(observation, np.ndarray):  # as it mostly is
+                return self._observed.write(t, observation)
             tree_map(lambda rows, x: rows.write(t, x), self._observed, observation)
         except ValueError as error:
             space = self.env.observation_space

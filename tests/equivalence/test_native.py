@@ -353,6 +353,64 @@ def test_parameters_may_move_in_memory_and_be_frozen_later():
         torch.testing.assert_close(found[1][name], x, rtol=1e-4, atol=1e-6)
 
 
+def by_torch(learner, monkeypatch, given, iteration):
+    """Whether the steps of an iteration are torch's."""
+    called = []
+    with monkeypatch.context() as patch:
+        patch.setattr(native, "run_epochs", called.append)
+        learn(learner, given, iteration=iteration)
+    return not called
+
+
+def test_a_gradient_hook_counts_as_long_as_it_is_there(monkeypatch):
+    policy = make_policy()
+    learner, given = configured_learner(policy, engine="native"), make_batch(policy, 30)
+    weight, found = policy.network.actor.layers[0][0].weight, [by_torch(learner, monkeypatch, given, 0)]
+    for i in (1, 3):  # torch keeps the table of the first hook for the second
+        hook = weight.register_hook(lambda gradient: gradient)
+        found.append(by_torch(learner, monkeypatch, given, i))
+        hook.remove()
+        found.append(by_torch(learner, monkeypatch, given, i + 1))
+    assert found == [False, True, False, True, False]
+
+
+def reduce_(learner):
+    learner.criterion.policy.network.actor.reduced = True
+
+
+def soften(learner):
+    learner.criterion.policy.network.actor.layers[0][1].alpha = 0.5
+
+
+def replace_objective(learner):
+    learner.criterion.objective = Louder(constant(0.2))
+
+
+@pytest.mark.parametrize("change", [reduce_, soften, replace_objective], ids=lambda f: f.__name__)
+def test_what_native_code_lacks_goes_to_torch_from_the_next_iteration_on(change, monkeypatch):
+    network = NetworkConfig(actor=(8,), critic=(8,), activation="elu")
+    policy = build_policy(Config("toy", network=network, device="cpu"), OBSERVATIONS, CHOICES)
+    learner, given = configured_learner(policy, engine="native"), make_batch(policy, 30)
+    assert not by_torch(learner, monkeypatch, given, 0)
+    change(learner)
+    assert by_torch(learner, monkeypatch, given, 1)
+
+
+def test_layers_that_do_not_fit_each_other_are_refused():
+    policy = make_policy(shared=(6,))
+    learner = configured_learner(policy, engine="native")
+    policy.network.actor.layers[0][0] = nn.Linear(5, 8)
+    with pytest.raises(ValueError, match="doesn't take what that answers"):
+        learn(learner, make_batch(make_policy(), 30))
+
+
+def test_observations_of_another_size_are_refused():
+    policy = make_policy()
+    given = make_batch(policy, 30)
+    with pytest.raises(ValueError, match="observations of shape"):
+        learn(configured_learner(policy, engine="native"), replace(given, observation=given.observation[..., :2]))
+
+
 @pytest.mark.parametrize(
     ("changes", "tasks"),
     [({"action": torch.full((1, 30), 4)}, 1), ({"task": None}, 3), ({"task": torch.full((1, 30), 3)}, 3)],
@@ -369,6 +427,21 @@ def test_a_library_of_other_sources_is_not_called(monkeypatch):
     native._library.cache_clear()
     try:
         assert not native.available()
+    finally:
+        native._library.cache_clear()
+
+
+def test_one_of_older_sources_which_lacks_functions_is_not_called_either(monkeypatch):
+    class Older:
+        @staticmethod
+        def levelhead_layout():
+            return 0
+
+    monkeypatch.setattr(native.ctypes, "CDLL", lambda _: Older)
+    native._library.cache_clear()
+    try:
+        assert not native.available()
+        assert native.best_instruction_set() == "portable"
     finally:
         native._library.cache_clear()
 

@@ -144,6 +144,18 @@ def test_every_rollout_acts_with_the_parameters_of_its_time():
     assert not torch.equal(before[1], after[1])
 
 
+def test_a_wider_network_may_come_with_a_wider_head():
+    policy, x = make(), rows(8, 3)
+    actor = policy.network.actor.layers[0]
+    actor[-2], policy.action_head.linear = nn.Linear(actor[-2].in_features, 128), nn.Linear(128, 4)
+    agree(policy, x)
+
+
+def test_observations_of_another_size_are_torchs_to_refuse():
+    with pytest.raises(RuntimeError, match="shape"):
+        act(NativeActor(make()), rows(8, 2))
+
+
 def test_torch_takes_over_where_something_of_ones_own_came_in():
     policy, x = make(), rows(8, 3)
     actor = NativeActor(policy)

@@ -62,7 +62,7 @@ def test_any_number_of_rows(steps, n):
 
 
 @pytest.mark.parametrize("activation", ["tanh", "relu", "elu", "silu"])
-@pytest.mark.parametrize(("shared", "critic"), [((), (8,)), ((16, 7), (9,)), ((), (33, 1, 70))], ids=str)
+@pytest.mark.parametrize(("shared", "critic"), [((), (8,)), ((8,), ()), ((16, 7), (9,)), ((), (33, 1, 70))], ids=str)
 def test_with_every_activation_and_shape(activation, shared, critic):
     agree(make(network=NetworkConfig(shared, (), critic, activation)), rows(6, 8, 3))
 
@@ -117,6 +117,19 @@ def test_final_observations_of_another_kind_than_their_space_says_are_left_to_to
     assert torch.equal(read(NativeCritic(policy), whole), read(Critic(policy), whole))
     with pytest.raises(RuntimeError, match="shape"):
         read(NativeCritic(policy), rows(1, 8, 2))
+
+
+def test_a_wider_network_may_come_with_a_wider_head():
+    policy = make()
+    layers(policy)[-2] = nn.Linear(layers(policy)[-2].in_features, 128)
+    agree(policy, rows(6, 8, 3))
+
+
+def test_layers_that_do_not_fit_each_other_are_refused():
+    policy = make()
+    layers(policy)[-2] = nn.Linear(5, 64)
+    with pytest.raises(ValueError, match="doesn't take what that answers"):
+        NativeCritic(policy).start()
 
 
 def test_every_rollout_is_read_with_the_parameters_of_its_time():

@@ -7,17 +7,18 @@ import torch
 from torch import Tensor
 
 from levelhead import native
-from levelhead.accelerate.support import (
-    Kept,
+from levelhead.accelerate.kept import Kept
+from levelhead.accelerate.layout import (
     Linear,
-    acting_refusal,
     distribution_of,
+    fits,
     layers_of,
     linears,
     log_std_of,
     output_layer,
     reading_of,
 )
+from levelhead.accelerate.support import acting_refusal
 from levelhead.acting import Actor
 from levelhead.actions import ActionHead, CategoricalHead, GaussianHead, MultiCategoricalHead, UnitBounds
 from levelhead.native.plan import Acting, Layer
@@ -39,8 +40,9 @@ class NativeActor(Actor):
     def start(self, observation: Tree, begins: Tensor, noise: Tree, state: State) -> None:
         super().start(observation, begins, noise, state)
         self._native = None
-        if (layers := self._layers()) is not None:
-            self._start(layers, tree_leaves(observation)[0], noise.contiguous())
+        layers = self._layers()
+        if layers is not None and fits(given := tree_leaves(observation)[0], layers):
+            self._start(layers, given, noise.contiguous())
 
     def _find_layers(self) -> ctypes.Array[Layer] | None:
         if acting_refusal(self.policy) is not None:
@@ -51,7 +53,7 @@ class NativeActor(Actor):
     def _start(self, layers: ctypes.Array[Layer], observation: Tensor, noise: Tensor) -> None:
         policy, head, rows = self.policy, self.policy.action_head, noise.shape[1]
         if self.choices is None:
-            features = noise.new_zeros(rows, policy.network.actor_dim)
+            features = noise.new_zeros(rows, layers[-1].inputs)
             self._make_room(head.sample(features, noise[0]), len(noise))
         assert self.choices is not None
         action, parameters = self.choices

@@ -11,16 +11,9 @@ import torch
 from torch import Tensor
 
 from levelhead import native
-from levelhead.accelerate.support import (
-    OBJECTIVES,
-    Kept,
-    Linear,
-    distribution_of,
-    layers_of,
-    learning_refusal,
-    linears,
-    output_layer,
-)
+from levelhead.accelerate.kept import Kept
+from levelhead.accelerate.layout import Linear, distribution_of, layers_of, linears, output_layer, require_chain
+from levelhead.accelerate.support import OBJECTIVES, learning_refusal
 from levelhead.actions import CategoricalHead, GaussianHead, MultiCategoricalHead
 from levelhead.criterion import Criterion, Loss
 from levelhead.distributed import ranks
@@ -55,7 +48,7 @@ class NativeEpochs(Epochs):
         super().__init__(loss, optimizer, split, control)
         self.criterion = criterion
         self.threads = threads
-        self._where = Kept(criterion.policy, self._find)
+        self._addresses = Kept(criterion.policy, self._find, self._asked_of)
         self._names = [name for name in GROUPS if name in optimizer.flat]
         told = (*MEANS, *(f"grad/{name}_norm" for name in self._names))
         self._asked = torch.tensor([told.index(name) for name in self._means.names])
@@ -67,25 +60,31 @@ class NativeEpochs(Epochs):
     def __call__(
         self, batch: Batch, valid: Tensor, orders: Orders, refresh: Refresh | None = None
     ) -> dict[str, Tensor]:
-        where = self._where()
-        if where is None:  # a frozen layer, for example, since it was built
+        addresses = self._addresses()
+        if addresses is None:  # a frozen layer, for example, since it was built
             return super().__call__(batch, valid, orders, refresh)
         drawn = list(itertools.islice(orders, self.split.epochs))
         index, weight = minibatches(valid, self.split.minibatches, drawn)
         if refresh is None:  # then nothing happens between epochs
-            self._run(where, batch, index.flatten(0, 1), weight.flatten(0, 1))
+            self._run(addresses, batch, index.flatten(0, 1), weight.flatten(0, 1))
             return self._means.take()
         for epoch in zip(index, weight, strict=True):
             batch = refresh(batch)
-            self._run(where, batch, *epoch)
+            self._run(addresses, batch, *epoch)
             if self._over:
                 break
         return self._means.take()
 
-    def _find(self) -> "_Where | None":
+    def _asked_of(self) -> tuple[object, ...]:
+        """What `learning_refusal` reads, beside the policy."""
+        criterion, control = self.criterion, self.control
+        asked = None if control is None else (control.target is None, control.check)
+        return type(criterion.objective), criterion.standardize, asked
+
+    def _find(self) -> "_Addresses | None":
         if learning_refusal(self.criterion, self.control) is not None:
             return None
-        return _Where(self._build_stacks(), self._build_groups())
+        return _Addresses(self._build_stacks(), self._build_groups())
 
     def _build_groups(self) -> ctypes.Array[Group]:
         """Where parameters and moments are."""
@@ -110,6 +109,8 @@ class NativeEpochs(Epochs):
             "actor": [*linears(network.actor), Linear(output_layer(policy.action_head))],
             "critic": [*linears(network.critic), Linear(policy.value_head.linear)],
         }
+        for name in ("actor", "critic"):
+            require_chain([*stacks["shared"], *stacks[name]])
         return {name: layers_of(stack, partial(self._gradient, name)) for name, stack in stacks.items()}
 
     def _gradient(self, group: str, parameter: Tensor) -> int:
@@ -117,7 +118,7 @@ class NativeEpochs(Epochs):
         flat = self.optimizer.flat[group]
         return flat.gradient.data_ptr() + parameter.data_ptr() - flat.parameter.data_ptr()
 
-    def _run(self, where: "_Where", batch: Batch, index: Tensor, weight: Tensor) -> None:
+    def _run(self, addresses: "_Addresses", batch: Batch, index: Tensor, weight: Tensor) -> None:
         """Steps on minibatches, given as rows of indices and weights."""
         plan = Plan()
         kept: list[Tensor] = []
@@ -130,10 +131,10 @@ class NativeEpochs(Epochs):
             kept.append(x.detach().to(dtype).contiguous())
             return kept[-1].data_ptr()
 
-        for name, layers in where.stacks.items():
+        for name, layers in addresses.stacks.items():
             setattr(plan, name, layers)
             setattr(plan, f"n_{name}", len(layers))
-        plan.groups, plan.n_groups = where.groups, len(self._names)
+        plan.groups, plan.n_groups = addresses.groups, len(self._names)
         for name in ("observation", "log_prob", "advantage", "target", "old_value"):
             setattr(plan.batch, name, at(getattr(batch, name)))
         plan.batch.task = at(batch.task, torch.int64)
@@ -201,7 +202,7 @@ class NativeEpochs(Epochs):
         self.optimizer.check(self._checked, torch.where(broken[self._faults] > 0, torch.nan, 0.0))
 
 
-class _Where(NamedTuple):
+class _Addresses(NamedTuple):
     """Where parameters, gradients and moments are."""
 
     stacks: dict[str, ctypes.Array[Layer]]
@@ -240,6 +241,8 @@ def _require_rows(batch: Batch, policy: Policy) -> None:
     head, tasks = policy.action_head, policy.value_head.output_dim
     if batch.begins.shape[0] != 1:
         raise ValueError(f"columns of {batch.begins.shape[0]} steps; expected rows, which are columns of one")
+    if batch.observation.shape[-1:] != next(iter(policy.reader.shapes.values())):
+        raise ValueError(f"observations of shape {tuple(batch.observation.shape)}; expected {policy.reader.shapes}")
     if isinstance(head, CategoricalHead | MultiCategoricalHead):
         counts = torch.tensor(head.actions if isinstance(head, MultiCategoricalHead) else head.code_dim)
         if bool(((batch.action < 0) | (batch.action >= counts)).any()):

@@ -79,6 +79,7 @@ class GymnasiumVecEnv(VecEnv):
     def step_arrays(self, action: Tree) -> ArrayStep:
         return self._answer(*self.env.step(tree_map(_cast, self._action_tree, action)))
 
+    # These two say again what the base class does: calling it would cost a thousandth of training, or two.
     def send(self, action: Tree) -> None:
         if self._elsewhere is None:
             self._sent = action

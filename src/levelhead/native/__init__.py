@@ -18,12 +18,14 @@ def _library() -> ctypes.CDLL | None:
         return None
     library = ctypes.CDLL(spec.origin)
     library.levelhead_layout.restype = ctypes.c_int64
+    if library.levelhead_layout() != LAYOUT:
+        return None
     library.levelhead_new_actor.restype = ctypes.c_void_p
     library.levelhead_delete_actor.argtypes = (ctypes.c_void_p,)
     library.levelhead_act.argtypes = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p)
     places = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p)
     library.levelhead_features.argtypes = (ctypes.POINTER(Reading), *places, ctypes.c_int)
-    return library if library.levelhead_layout() == LAYOUT else None
+    return library
 
 
 def available() -> bool:
