@@ -96,7 +96,8 @@ def layers_of(stack: Iterable[Linear], gradient: Callable[[Tensor], int] | None 
     require_chain(stack)
     layers = (Layer * len(stack))()
     for layer, (linear, activation) in zip(layers, stack, strict=True):
-        layer.inputs, layer.outputs, layer.activation = linear.in_features, linear.out_features, activation
+        layer.outputs, layer.inputs = linear.weight.shape
+        layer.activation = activation
         layer.weight, layer.bias = linear.weight.data_ptr(), linear.bias.data_ptr()
         if gradient is not None:
             layer.weight_gradient, layer.bias_gradient = gradient(linear.weight), gradient(linear.bias)
@@ -106,7 +107,7 @@ def layers_of(stack: Iterable[Linear], gradient: Callable[[Tensor], int] | None 
 def require_chain(stack: Sequence[Linear]) -> None:
     """Refuses layers that don't fit each other, with ValueError: native code would read beyond them."""
     for (before, _), (after, _) in itertools.pairwise(stack):
-        if after.in_features != before.out_features:
+        if after.weight.shape[1] != before.weight.shape[0]:
             raise ValueError(f"{after} follows {before}, and doesn't take what that answers")
 
 
