@@ -7,6 +7,7 @@ import torch
 from gymnasium.spaces import Box, Discrete
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from levelhead import native
 from levelhead.builders import build_learner, build_objective, build_policy
 from levelhead.config import Config, NetworkConfig, ObjectiveKind
 from levelhead.criterion import Criterion, CriterionSettings
@@ -27,6 +28,10 @@ GROUPS = {"shared": GROUP, "actor": GROUP, "critic": GROUP, "auxiliary": GROUP}
 CRITERION = CriterionSettings(entropy_coef=constant(0.1), value_coef=constant(0.5), value_clip=None)
 
 
+INSTRUCTION_SETS = native.INSTRUCTION_SETS[: native.INSTRUCTION_SETS.index(native.best_instruction_set()) + 1]
+"""Of native code, those that this machine has."""
+
+
 def names(tasks: int) -> tuple[str, ...]:
     """Of so many tasks; a single one has none."""
     return tuple("abc"[:tasks]) if tasks > 1 else ()
@@ -39,6 +44,15 @@ def make_policy(space=CHOICES, shared=(), tasks=1, **options) -> Policy:
         Config("toy", network=network, device="cpu", **options), OBSERVATIONS, space, tasks=names(tasks)
     )
     torch.nn.init.normal_(policy.value_head.linear.weight, generator=torch.Generator().manual_seed(0))
+    return policy
+
+
+def steep_policy(space=CHOICES, observation=OBSERVATIONS, **options) -> Policy:
+    """A policy whose outputs matter beside noise."""
+    policy = build_policy(Config("toy", device="cpu", **options), observation, space)
+    generator = torch.Generator().manual_seed(0)
+    for p in policy.parameters():
+        torch.nn.init.normal_(p, std=0.5, generator=generator)
     return policy
 
 

@@ -95,9 +95,10 @@ class Trainer:
         self.iteration = 0
         self.step = 0
         self.failed = False
+        common = self._common()
+        copy_from_first(common)
         # All of it is written in place, always.
-        self._changing = [*self._common(), *(() if rewards is None else (rewards.returns,))]
-        copy_from_first(self._common())
+        self._changing = [*common, *(() if rewards is None else (rewards.returns,))]
 
     def __iter__(self) -> Iterator[Iteration]:
         return self

@@ -24,12 +24,21 @@ from levelhead.config import (
 from levelhead.errors import ConfigError
 from levelhead.objectives import ClipObjective
 from levelhead.schedules import Schedule, constant
-from parts import CHOICES, OBSERVATIONS, REALS, acted_on, configured_learner, learn, make_batch, make_policy
+from parts import (
+    CHOICES,
+    INSTRUCTION_SETS,
+    OBSERVATIONS,
+    REALS,
+    acted_on,
+    configured_learner,
+    learn,
+    make_batch,
+    make_policy,
+)
 from toys import Chain, Matching, make_trainer, same, snapshot
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="built without a compiler")
 
-SETS = native.INSTRUCTION_SETS[: native.INSTRUCTION_SETS.index(native.best_instruction_set()) + 1]
 MANY, SWITCHES, REAL = MultiDiscrete([3, 2, 5]), MultiBinary(4), Box(-1.0, 1.0, (1,))
 SPACES = {"one of 4": CHOICES, "3 of 3, 2, 5": MANY, "4 switches": SWITCHES, "3 reals": REALS, "1 real": REAL}
 STEEP = OptimizerConfig(learning_rate=constant(3e-3))
@@ -60,7 +69,7 @@ def options_of(name):
     return {**options, "optimizer": replace(STEEP, **options.get("optimizer", {}))}
 
 
-def outcomes(make, options, sets=SETS, batch=None, valid=None):
+def outcomes(make, options, sets=INSTRUCTION_SETS, batch=None, valid=None):
     """Everything that an iteration leaves, by torch and then by native code for each instruction set."""
     found = []
     for engine, instructions in [("torch", None), *(("native", name) for name in sets)]:
@@ -219,7 +228,7 @@ def test_the_same_run_twice_is_the_same_bit_for_bit(env):
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -500.0])
 @pytest.mark.parametrize("what", ["observation", "advantage", "target", "log_prob"])
 @pytest.mark.parametrize("space", [CHOICES, REALS])
-@pytest.mark.parametrize("instructions", SETS)
+@pytest.mark.parametrize("instructions", INSTRUCTION_SETS)
 def test_no_step_is_taken_on_it_and_it_is_named(monkeypatch, instructions, space, what, bad):
     monkeypatch.setattr(native, "best_instruction_set", lambda: instructions)
     found = []

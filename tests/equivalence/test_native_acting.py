@@ -9,17 +9,16 @@ from torch import nn
 from levelhead import native
 from levelhead.accelerate import NativeActor, acting_refusal
 from levelhead.acting import Actor
-from levelhead.builders import build_policy
-from levelhead.config import ActionConfig, Config, MemoryConfig, NetworkConfig
+from levelhead.config import ActionConfig, MemoryConfig, NetworkConfig
 from levelhead.networks import State
 from levelhead.schedules import Schedule, constant
 from levelhead.tree import tree_leaves
-from parts import CHOICES, REALS, make_policy, normalizer_of
+from parts import CHOICES, INSTRUCTION_SETS, REALS, make_policy, normalizer_of
+from parts import steep_policy as make
 from toys import Chain, make_trainer
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="built without a compiler")
 
-SETS = native.INSTRUCTION_SETS[: native.INSTRUCTION_SETS.index(native.best_instruction_set()) + 1]
 SPACES = {
     "one of 4": CHOICES,
     "one of 3 from 5": Discrete(3, start=5),
@@ -29,15 +28,6 @@ SPACES = {
     "a matrix": Box(-1.0, 2.0, (2, 2)),
 }
 STEPS = 6
-
-
-def make(space=CHOICES, observation=None, seed=0, **options):
-    observation = Box(-np.inf, np.inf, (3,), np.float32) if observation is None else observation
-    policy = build_policy(Config("toy", device="cpu", **options), observation, space)
-    generator = torch.Generator().manual_seed(seed)
-    for p in policy.parameters():  # steep enough that logits matter beside noise
-        nn.init.normal_(p, std=0.5, generator=generator)
-    return policy
 
 
 def act(actor, observation, mask=None, seed=2):
@@ -54,7 +44,7 @@ def act(actor, observation, mask=None, seed=2):
 def agree(policy, observation, mask=None):
     expected, kept = act(Actor(policy), observation, mask)
     assert acting_refusal(policy) is None
-    for instructions in SETS:
+    for instructions in INSTRUCTION_SETS:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(native, "best_instruction_set", lambda name=instructions: name)
             # What torch would have chosen: native code must not reach for it.

@@ -8,26 +8,16 @@ from torch import nn
 
 from levelhead import native
 from levelhead.accelerate import NativeCritic, valuing_refusal
-from levelhead.builders import build_policy
-from levelhead.config import ActionConfig, Config, MemoryConfig, NetworkConfig
+from levelhead.config import ActionConfig, MemoryConfig, NetworkConfig
 from levelhead.critic import Critic
 from levelhead.networks import State
-from parts import CHOICES, REALS, normalizer_of
+from parts import INSTRUCTION_SETS, REALS, normalizer_of
+from parts import steep_policy as make
 from toys import Chain, make_trainer
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="built without a compiler")
 
-SETS = native.INSTRUCTION_SETS[: native.INSTRUCTION_SETS.index(native.best_instruction_set()) + 1]
 NOTHING = State((), (), ())
-
-
-def make(observation=None, space=CHOICES, **options):
-    observation = Box(-np.inf, np.inf, (3,), np.float32) if observation is None else observation
-    policy = build_policy(Config("toy", device="cpu", **options), observation, space)
-    generator = torch.Generator().manual_seed(0)
-    for p in policy.parameters():
-        nn.init.normal_(p, std=0.5, generator=generator)
-    return policy
 
 
 def read(critic, observation):
@@ -42,7 +32,7 @@ def read(critic, observation):
 def agree(policy, observation):
     expected = read(Critic(policy), observation)
     assert valuing_refusal(policy) is None
-    for instructions in SETS:
+    for instructions in INSTRUCTION_SETS:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(native, "best_instruction_set", lambda name=instructions: name)
             # What torch would have read: native code must not reach for it.
@@ -70,7 +60,9 @@ def test_with_every_activation_and_shape(activation, shared, critic):
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_reads_observations_as_torch_does(dtype, normalize):
-    policy = make(Box(-np.inf, np.inf, (2, 3), dtype), network=NetworkConfig(normalize_observation=normalize))
+    policy = make(
+        observation=Box(-np.inf, np.inf, (2, 3), dtype), network=NetworkConfig(normalize_observation=normalize)
+    )
     x = 3.0 + rows(6, 8, 2, 3, dtype=torch.float64 if dtype is np.float64 else torch.float32)
     if normalize:
         policy.reader.update(x, torch.ones(6, 8, dtype=torch.bool), torch.tensor(True))

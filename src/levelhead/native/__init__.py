@@ -51,7 +51,7 @@ def run_epochs(plan: Plan) -> None:
     Raises:
         RuntimeError: the code was not built.
     """
-    _built().levelhead_epochs(ctypes.byref(plan), INSTRUCTION_SETS.index(best_instruction_set()))
+    _built().levelhead_epochs(ctypes.byref(plan), _number())
 
 
 def features(plan: Reading, observation: int, rows: int, answers: int) -> None:
@@ -60,8 +60,7 @@ def features(plan: Reading, observation: int, rows: int, answers: int) -> None:
     Raises:
         RuntimeError: the code was not built.
     """
-    isa = INSTRUCTION_SETS.index(best_instruction_set())
-    _built().levelhead_features(ctypes.byref(plan), observation, rows, answers, isa)
+    _built().levelhead_features(ctypes.byref(plan), observation, rows, answers, _number())
 
 
 def estimate(plan: Returns) -> None:
@@ -85,10 +84,15 @@ class Actor:
 
     def __init__(self, plan: Acting) -> None:
         library = _built()
-        self._address = library.levelhead_new_actor(ctypes.byref(plan), INSTRUCTION_SETS.index(best_instruction_set()))
+        self._address = library.levelhead_new_actor(ctypes.byref(plan), _number())
         self.act = partial(library.levelhead_act, self._address)
         """Called with a step, counted from 0, and the address of what is legal then; None where everything is."""
         self.close = weakref.finalize(self, library.levelhead_delete_actor, self._address)
+
+
+def _number() -> int:
+    """Of the instruction set that is used, as dispatch.cpp counts them."""
+    return INSTRUCTION_SETS.index(best_instruction_set())
 
 
 def _built() -> ctypes.CDLL:
