@@ -9,7 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from levelhead.advantages import HeadScaledAdvantage, PercentileAdvantage, RawAdvantage, StandardizedAdvantage
+from levelhead.advantages import (
+    HeadScaledAdvantage,
+    PercentileAdvantage,
+    RawAdvantage,
+    StandardizedAdvantage,
+    measured,
+)
 
 law = settings(deadline=None, max_examples=30)
 NONE, ROLLOUT, HEAD, PERCENTILE = RawAdvantage, StandardizedAdvantage, HeadScaledAdvantage, PercentileAdvantage
@@ -30,6 +36,11 @@ def rollout(seed=0, scales=(1.0, 50.0, 1e-4), shape=SHAPE):
     scale = torch.tensor((*scales, 1.0))[task]
     advantage, target = torch.randn(2, *shape, generator=generator) * scale
     return advantage, target + 2 * scale, [task == k for k in range(len(scales))]
+
+
+def scale(scaling, advantage, target, masks, std=STD):
+    of = measured(advantage, target, torch.zeros_like(target), masks)
+    return scaling(advantage, target, masks, of, std[: len(masks)])
 
 
 def bounds(target):
@@ -58,7 +69,7 @@ def expected(kind, advantage, target, std):
 @every_kind
 def test_it_is_what_a_direct_computation_gives_for_each_task_and_zero_elsewhere(kind):
     advantage, target, masks = rollout()
-    scaled = make(kind)(advantage, target, masks, STD)
+    scaled = scale(make(kind), advantage, target, masks)
     assert scaled.shape == advantage.shape
     assert scaled.dtype == torch.float32
     for k, mask in enumerate(masks):
@@ -74,9 +85,9 @@ def test_a_task_among_others_is_scaled_as_it_is_alone(kind):
     together, alone = make(kind), [make(kind, 1) for _ in range(3)]
     for seed in range(3):
         advantage, target, masks = rollout(seed)
-        scaled = together(advantage, target, masks, STD)
+        scaled = scale(together, advantage, target, masks)
         for k, mask in enumerate(masks):
-            assert torch.equal(scaled[mask], alone[k](advantage, target, [mask], STD[k : k + 1])[mask])
+            assert torch.equal(scaled[mask], scale(alone[k], advantage, target, [mask], STD[k:])[mask])
 
 
 @every_kind
@@ -87,7 +98,7 @@ def test_what_stands_in_entries_of_no_task_does_not_matter(kind, bad):
         advantage, target, masks = rollout(seed)
         nobody = ~torch.stack(masks).any(0)
         poisoned = [torch.where(nobody, bad, x) for x in (advantage, target)]
-        assert torch.equal(dirty(*poisoned, masks, STD), clean(advantage, target, masks, STD))
+        assert torch.equal(scale(dirty, *poisoned, masks), scale(clean, advantage, target, masks))
     for name, x in clean.state_dict().items():
         assert torch.equal(dirty.state_dict()[name], x)
 
@@ -109,14 +120,14 @@ def test_a_power_of_two_per_task_changes_no_bit(kind, seeds, exponents):
     for seed in seeds:
         advantage, target, masks = rollout(seed, shape=(8, 5))
         factor = torch.stack([mask * f for mask, f in zip(masks, factors, strict=True)]).sum(0)
-        one = plain(advantage, target, masks, STD)
-        two = multiplied(advantage * factor, target * factor, masks, STD * factors.double())
+        one = scale(plain, advantage, target, masks)
+        two = scale(multiplied, advantage * factor, target * factor, masks, STD * factors.double())
         assert torch.equal(one, two)
 
 
 def test_raw_advantages_keep_their_unit():
     advantage, target, masks = rollout()
-    one, two = (RawAdvantage()(advantage * x, target * x, masks, STD) for x in (1.0, 8.0))
+    one, two = (scale(RawAdvantage(), advantage * x, target * x, masks) for x in (1.0, 8.0))
     assert torch.equal(8.0 * one, two)
     assert one.any()
 
@@ -128,9 +139,9 @@ def test_raw_advantages_keep_their_unit():
 def test_advantages_without_spread_become_zero_and_other_tasks_stay_as_they_are(value):
     advantage, target, masks = rollout()
     flat = torch.where(masks[1], value, advantage)
-    scaled = StandardizedAdvantage()(flat, target, masks, STD)
+    scaled = scale(StandardizedAdvantage(), flat, target, masks)
     assert (scaled[masks[1]] == 0).all()
-    plain = StandardizedAdvantage()(advantage, target, masks, STD)
+    plain = scale(StandardizedAdvantage(), advantage, target, masks)
     for k in (0, 2):
         assert torch.equal(scaled[masks[k]], plain[masks[k]])
 
@@ -140,7 +151,7 @@ def test_whether_there_is_a_spread_is_judged_by_the_targets_of_the_same_task(sha
     advantage, target, masks = rollout(scales=(1.0, 1e9))
     magnitude = target[masks[0]].abs().max()
     noise = advantage / advantage[masks[0]].std(correction=0) * magnitude * share
-    scaled = StandardizedAdvantage()(torch.where(masks[0], noise, advantage), target, masks, STD[:2])
+    scaled = scale(StandardizedAdvantage(), torch.where(masks[0], noise, advantage), target, masks)
     assert bool(scaled[masks[0]].any()) is counts
 
 
@@ -150,7 +161,7 @@ def test_whether_there_is_a_spread_is_judged_by_the_targets_of_the_same_task(sha
 def ones(targets, scaling):
     """What advantages of 1 become: one over the range that `scaling` divides by."""
     target = torch.as_tensor(targets, dtype=torch.float32)
-    return scaling(torch.ones_like(target), target, [torch.ones(target.shape, dtype=torch.bool)], STD[:1])
+    return scale(scaling, torch.ones_like(target), target, [torch.ones(target.shape, dtype=torch.bool)])
 
 
 @law
@@ -166,7 +177,7 @@ def test_later_ones_are_divided_by_a_debiased_moving_average_that_keeps_99_perce
     for seed in range(8):
         # The scale moves from rollout to rollout, so that the average lags behind.
         advantage, target, masks = rollout(seed, scales=(2.0**seed, 3.0**-seed, 5.0))
-        scaled = scaling(advantage, target, masks, STD)
+        scaled = scale(scaling, advantage, target, masks)
         for k, mask in enumerate(masks):
             ranges[k].append(bounds(target[mask]))
             average = np.average(ranges[k], weights=0.99 ** np.arange(len(ranges[k]))[::-1])
@@ -176,7 +187,7 @@ def test_later_ones_are_divided_by_a_debiased_moving_average_that_keeps_99_perce
 
 def test_it_is_not_centred():
     advantage, target, masks = rollout()
-    scaled = PercentileAdvantage(3)(advantage.abs() + 1, target, masks, STD)
+    scaled = scale(PercentileAdvantage(3), advantage.abs() + 1, target, masks)
     assert (scaled[torch.stack(masks).any(0)] > 0).all()
 
 
@@ -207,25 +218,25 @@ STILL = {
 def test_a_rollout_without_samples_or_spread_leaves_the_average_of_its_task_alone(change):
     scaling, spared = PercentileAdvantage(3), PercentileAdvantage(3)
     for one in (scaling, spared):
-        one(*rollout(0), STD)
+        scale(one, *rollout(0))
     before = {name: x.clone() for name, x in scaling.state_dict().items()}
     advantage, target, masks = rollout(1)
     other, mask = change(target, masks[1])
-    scaled = scaling(advantage, torch.where(masks[1], other, target), [masks[0], mask, masks[2]], STD)
+    scaled = scale(scaling, advantage, torch.where(masks[1], other, target), [masks[0], mask, masks[2]])
     for name, x in scaling.state_dict().items():
         assert (x == before[name]).tolist() == [False, True, False]
     # It divides by the average as it was.
     assert_close(scaled[mask], advantage[mask] / bounds(rollout(0)[1][rollout(0)[2][1]]), rtol=1e-5, atol=0)
     # And the next rollout goes on as if this one had not been.
-    spared(advantage, target, [masks[0], torch.zeros_like(mask), masks[2]], STD)
-    assert torch.equal(*(one(*rollout(2), STD) for one in (scaling, spared)))
+    scale(spared, advantage, target, [masks[0], torch.zeros_like(mask), masks[2]])
+    assert torch.equal(*(scale(one, *rollout(2)) for one in (scaling, spared)))
 
 
 @pytest.mark.parametrize("change", STILL.values(), ids=STILL)
 def test_before_the_first_spread_advantages_are_zero(change):
     advantage, target, masks = rollout()
     other, mask = change(target, masks[1])
-    scaled = PercentileAdvantage(3)(advantage, torch.where(masks[1], other, target), [masks[0], mask, masks[2]], STD)
+    scaled = scale(PercentileAdvantage(3), advantage, torch.where(masks[1], other, target), [masks[0], mask, masks[2]])
     assert (scaled[masks[1]] == 0).all()
     assert scaled[masks[0]].all()
 
@@ -237,10 +248,10 @@ def test_before_the_first_spread_advantages_are_zero(change):
 def test_a_copy_that_took_over_the_state_goes_on_alike(kind):
     one, copy = make(kind), make(kind)
     for seed in range(2):
-        one(*rollout(seed), STD)
+        scale(one, *rollout(seed))
     copy.load_state_dict({name: x.clone() for name, x in one.state_dict().items()})
     for seed in (2, 3):
-        assert torch.equal(one(*rollout(seed), STD), copy(*rollout(seed), STD))
+        assert torch.equal(scale(one, *rollout(seed)), scale(copy, *rollout(seed)))
     assert bool(one.state_dict()) is (kind is PERCENTILE)
 
 
@@ -249,7 +260,7 @@ def test_the_state_is_written_in_place():
     scaling = PercentileAdvantage(3)
     held = scaling.state_dict()
     before = {name: (x.data_ptr(), x.clone()) for name, x in held.items()}
-    scaling(*rollout(), STD)
+    scale(scaling, *rollout())
     scaling.load_state_dict({name: x + 0.5 for name, x in held.items()})
     for name, x in scaling.state_dict().items():
         assert x.data_ptr() == before[name][0] == held[name].data_ptr()

@@ -212,8 +212,8 @@ def seeded(seed):
 def test_weights_of_every_minibatch_sum_to_1_over_its_valid_rows(columns, count, shards, chunks):
     columns *= chunks
     valid = torch.rand(3, columns, generator=seeded(1)) < 0.6
-    orders = [order_of(shards, columns // chunks) for _ in range(2)]
-    for epoch in zip(*minibatches(valid, count, orders), strict=True):
+    order = order_of(shards, columns // chunks)
+    for epoch in zip(*minibatches(valid, Split(2, count), order), strict=True):
         seen = torch.zeros(columns)
         for index, weight in zip(*epoch, strict=True):
             rows = weight.view(3, len(index))
@@ -227,10 +227,10 @@ def test_weights_of_every_minibatch_sum_to_1_over_its_valid_rows(columns, count,
 def test_a_minibatch_is_an_equal_slice_of_each_shard_whatever_the_others_hold(count):
     # Two chunks of three shards with three environments each.
     valid, shards, size = torch.ones(2, 18, dtype=torch.bool), 3, 3
-    [index], [weight] = minibatches(valid, count, [order_of(shards, 9)])
+    [index], [weight] = minibatches(valid, Split(1, count), order_of(shards, 9))
     for k, part in enumerate(index.chunk(shards, 1)):
         [alone], _ = minibatches(
-            torch.ones(2, 6, dtype=torch.bool), count, [Order([seeded(k)], partial(seeded, 0), size)]
+            torch.ones(2, 6, dtype=torch.bool), Split(1, count), Order([seeded(k)], partial(seeded, 0), size)
         )
         own = part // 9 * size + part % 9 - k * size
         counted = weight.view(count, 2, shards, -1)[:, 0, k] > 0

@@ -3,14 +3,36 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from levelhead.distributed import gathered, largest, total
-from levelhead.numerics import ROUNDING, standardize
+from levelhead.distributed import gathered, total
+from levelhead.numerics import ROUNDING, Moments, moments, standardize
 from levelhead.tree import restore
+
+
+class Measured(NamedTuple):
+    """Moments by task, `[K]`, over all ranks' valid samples."""
+
+    advantage: Moments
+    target: Moments
+    residual: Moments
+    """Of what values lack to the targets."""
+
+
+def measured(advantage: Tensor, target: Tensor, value: Tensor, masks: Sequence[Tensor]) -> Measured:
+    """All three at once.
+
+    Args:
+        advantage, target, value: raw, of one shape.
+        masks: per task, bool in that shape: its valid samples.
+    """
+    columns = torch.stack((advantage, target, target - value)).flatten(1).t()
+    tasks = [moments(columns, mask.reshape(-1, 1), total) for mask in masks]
+    of = Moments(*(torch.stack(x, 1) for x in zip(*tasks, strict=True)))
+    return Measured(of.take(0), of.take(1), of.take(2))
 
 
 @dataclass(frozen=True)
@@ -22,6 +44,8 @@ class Share:
     """bool: the valid samples of the task."""
     target: Tensor
     """Raw value targets, of all tasks."""
+    measured: Measured
+    """Of all tasks."""
     std: Tensor
     """0-d, the value head's for this task."""
     again: bool = False
@@ -37,19 +61,29 @@ class AdvantageScaling(ABC):
     """Whether it reads the value head's std."""
 
     def __call__(
-        self, advantage: Tensor, target: Tensor, masks: Sequence[Tensor], std: Tensor, again: bool = False
+        self,
+        advantage: Tensor,
+        target: Tensor,
+        masks: Sequence[Tensor],
+        measured: Measured,
+        std: Tensor,
+        again: bool = False,
     ) -> Tensor:
         """Advantages as they enter the loss; 0 where they belong to no task.
 
         Args:
             advantage: raw, any shape.
             target: raw value targets, `advantage`'s shape.
-            masks: per task, bool in `advantage`'s shape: the valid samples of that task.
+            masks: per task, bool in `advantage`'s shape: the valid samples of that task; no two have one in common.
+            measured: their moments.
             std: `[K]`, of the value head.
             again: whether it is the same rollout once more, estimated anew.
         """
-        parts = [self._scaled(advantage, Share(k, mask, target, std[k], again)) for k, mask in enumerate(masks)]
-        return torch.where(torch.stack(list(masks)), torch.stack(parts), 0.0).sum(0)
+        scaled = torch.zeros_like(advantage)
+        for k, mask in enumerate(masks):
+            share = Share(k, mask, target, measured, std[k], again)
+            scaled = torch.where(mask, self._scaled(advantage, share), scaled)
+        return scaled
 
     @abstractmethod
     def _scaled(self, advantage: Tensor, share: Share) -> Tensor:
@@ -76,8 +110,8 @@ class StandardizedAdvantage(AdvantageScaling):
     """Mean 0 and standard deviation 1 over each task's share of all ranks' rollouts; all 0 where there is no spread."""
 
     def _scaled(self, advantage: Tensor, share: Share) -> Tensor:
-        scale = largest(torch.where(share.mask, share.target, 0.0).abs().max())
-        return standardize(advantage, share.mask, scale, total)
+        of, target = share.measured.advantage.take(share.task), share.measured.target.take(share.task)
+        return standardize(advantage, share.mask, of, target.magnitude)
 
 
 class HeadScaledAdvantage(AdvantageScaling):

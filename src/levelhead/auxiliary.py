@@ -1,6 +1,5 @@
 """What the actor's layers learn from values, now and then, while the policy stays as it is."""
 
-import itertools
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,7 +9,7 @@ from levelhead.criterion import Criterion, Terms
 from levelhead.metrics import RunningMean
 from levelhead.numerics import pick
 from levelhead.optimizer import AUXILIARY, GROUPS, Optimizer
-from levelhead.phases import Orders, Phase, Refresh, Split, minibatches
+from levelhead.phases import Order, Phase, Refresh, Split, minibatches
 from levelhead.rollout import Batch
 from levelhead.schedules import Coefficient
 
@@ -72,7 +71,7 @@ class Auxiliary(Phase):
         self,
         batch: Batch,
         valid: Tensor,
-        orders: Orders,
+        order: Order,
         refresh: Refresh | None = None,  # noqa: ARG002  # targets are those of their iterations
     ) -> dict[str, Tensor]:
         target = self.criterion.policy.value_head.denormalize(batch.target, task=batch.task)
@@ -81,14 +80,12 @@ class Auxiliary(Phase):
             return {}
         rollouts = [(self._as_of_now(kept), kept.valid) for kept in self._kept]
         self.forget()
-        for order in itertools.islice(orders, self.split.epochs):
+        splits = [minibatches(valid, self.split, order, batch.advantage.dtype) for batch, valid in rollouts]
+        for epoch in range(self.split.epochs):
             parts = [
                 (batch, *part)
-                for batch, valid in rollouts
-                for epoch in zip(
-                    *minibatches(valid, self.split.minibatches, [order], batch.advantage.dtype), strict=True
-                )
-                for part in zip(*epoch, strict=True)
+                for (batch, _), (index, weight) in zip(rollouts, splits, strict=True)
+                for part in zip(index[epoch], weight[epoch], strict=True)
             ]
             for i in torch.randperm(len(parts), generator=order.common()).tolist():
                 batch, index, weight = parts[i]

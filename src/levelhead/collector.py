@@ -14,7 +14,7 @@ from levelhead.distributed import WHOLE, Cutoff, Shards
 from levelhead.envs import EnvState, VecEnv
 from levelhead.episodes import Episode, Episodes
 from levelhead.networks import Policy, State
-from levelhead.numerics import pick
+from levelhead.numerics import nothing, pick
 from levelhead.rollout import Rollout
 from levelhead.seeding import Stream, derive, generator
 from levelhead.stepping import Played, SteppingLoop, play_in_turn
@@ -260,8 +260,7 @@ class Collector:
         values = self.policy.value_head(features)
         for part in tree_leaves(observation):
             if part.is_floating_point():
-                finite = part.isfinite().reshape(*features.shape[:2], -1).all(-1, keepdim=True)
-                values = torch.where(finite, values, torch.nan)
+                values = values + nothing(part, features.shape[:2]).unsqueeze(-1)
         return values
 
     def ended(self) -> list[Episode]:

@@ -7,11 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from levelhead.advantages import StandardizedAdvantage
 from levelhead.distributed import total
 from levelhead.losses import approximate_kl, log_ratio
 from levelhead.networks import Policy, State
-from levelhead.numerics import pick
+from levelhead.numerics import moments, pick, standardize
 from levelhead.objectives import Objective
 from levelhead.optimizer import ACTING, GROUPS
 from levelhead.rollout import Batch
@@ -169,7 +168,10 @@ class Criterion:
         """The batch with advantages of mean 0 and standard deviation 1, each task by itself."""
         tasks = range(self.policy.value_head.output_dim)
         masks = [valid] if batch.task is None else [valid & (batch.task == k) for k in tasks]
-        scaled = StandardizedAdvantage()(batch.advantage, batch.advantage, masks, self.policy.value_head.std)
+        scaled = torch.zeros_like(batch.advantage)
+        for mask in masks:
+            of = moments(batch.advantage.reshape(-1, 1), mask.reshape(-1, 1), total).take(0)
+            scaled = torch.where(mask, standardize(batch.advantage, mask, of, of.magnitude), scaled)
         return replace(batch, advantage=scaled)
 
     @torch.no_grad()

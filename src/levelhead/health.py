@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from levelhead.distributed import gathered_values, largest
 from levelhead.layers import ACTIVATIONS
 from levelhead.networks import Policy
+from levelhead.numerics import nothing
 from levelhead.tree import Tree, tree_leaves, tree_map
 
 
@@ -21,9 +22,13 @@ class Health:
     """
 
     def __init__(self, valid: Tensor, tensors: Mapping[str, Tensor], later: Mapping[str, Tensor]) -> None:
-        self._bad_rows = {name: _bad_rows(x, valid) for name, x in {**tensors, **later}.items()}
+        every = {**tensors, **later}
+        # All that have one number for each row are read at once.
+        rows = [x if x.shape == valid.shape else nothing(x, valid.shape) for x in every.values()]
+        bad = (nothing(torch.stack(rows), (len(rows), *valid.shape)) != 0) & valid
+        self._bad_rows = dict(zip(every, bad.unbind(), strict=True))
         self._later = later.keys()
-        self.flags = {name: rows.any() for name, rows in self._bad_rows.items()}
+        self.flags = dict(zip(every, bad.flatten(1).any(1).unbind(), strict=True))
         """0-d bool by name: whether something was not finite. More may be added, where no row is to blame."""
 
     @property
@@ -98,13 +103,3 @@ def dead_units(policy: Policy, observation: Tree, rows: int = 128) -> Tensor:
     if not spreads:
         return torch.full((), torch.nan, device=policy.device)
     return torch.where(varied, (torch.cat(spreads) == 0).double().mean(), torch.nan)
-
-
-def not_finite(x: Tensor) -> Tensor:
-    """bool: where `x` is infinite or NaN, with half of the work on memory that `isfinite` has."""
-    return (x - x) != 0
-
-
-def _bad_rows(x: Tensor, valid: Tensor) -> Tensor:
-    bad = not_finite(x)
-    return (bad if bad.shape == valid.shape else bad.reshape(*valid.shape, -1).any(-1)) & valid

@@ -1,9 +1,8 @@
 """Learning from one rollout."""
 
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -91,7 +90,7 @@ class Learner:
             batch: C columns of S steps.
             valid: `[S, C]` bool; other rows weigh nothing.
             healthy: 0-d bool; where False, no step is taken.
-            iteration: counted from 0; seeds the permutations, one per epoch.
+            iteration: counted from 0; seeds the permutations.
             estimate: called before each epoch; None where advantages and targets stay.
 
         Returns:
@@ -106,15 +105,15 @@ class Learner:
         batch = batch.only(valid)
         self.optimizer.begin(healthy)
         self.control.begin()
-        orders = (self._order(iteration, epoch) for epoch in itertools.count())
+        order = self._order(iteration)
         refreshed = None if estimate is None else partial(refresh, estimate=estimate)
         metrics: dict[str, Tensor] = {}
         for phase in self.frozen if iteration < self.frozen_iterations else self.phases:
-            metrics = {**phase(batch, valid, orders, refreshed), **metrics}
+            metrics = {**phase(batch, valid, order, refreshed), **metrics}
         if iteration >= self.frozen_iterations:
             metrics |= self._adapt(batch, valid)
             for phase in self.later:
-                metrics = {**phase(batch, valid, orders, refreshed), **metrics}
+                metrics = {**phase(batch, valid, order, refreshed), **metrics}
         if "train/entropy_loss" in metrics:
             metrics["entropy/action"] = -metrics["train/entropy_loss"]
         return {
@@ -123,10 +122,9 @@ class Learner:
             "train/learning_rate": self.optimizer.learning_rates["actor"].tensor,
         }
 
-    def _order(self, iteration: int, epoch: int) -> Order:
-        common = partial(generator, self.seed, Stream.PERMUTATION, iteration, epoch)
-        own = [generator(self.seed, Stream.PERMUTATION, iteration, epoch, shard) for shard in self.shards.mine]
-        return Order(own, common, self.environments)
+    def _order(self, iteration: int) -> Order:
+        own = [generator(self.seed, Stream.PERMUTATION, iteration, shard) for shard in self.shards.mine]
+        return Order(own, cache(partial(generator, self.seed, Stream.PERMUTATION, iteration)), self.environments)
 
     @torch.no_grad()
     def _adapt(self, batch: Batch, valid: Tensor) -> dict[str, Tensor]:

@@ -34,10 +34,28 @@ class Moments(NamedTuple):
         var = (1 - share) * self.var + share * other.var + share * (1 - share) * delta.square()
         return Moments(total, self.mean + share * delta, var)
 
+    def take(self, k: int) -> "Moments":
+        """Of one column, 0-d; of one row, where columns lie in rows."""
+        return Moments(self.weight[k], self.mean[k], self.var[k])
+
+    @property
+    def magnitude(self) -> Tensor:
+        """`[K]`: the root of the mean square."""
+        return (self.mean.square() + self.var).sqrt()
+
     @property
     def finite(self) -> Tensor:
         """bool `[K]`: whether every entry that counted was finite; no variance is where an entry or the mean isn't."""
-        return self.var.isfinite()
+        return self.var - self.var == 0
+
+
+def nothing(x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """`[*shape, ...]` to `shape`: 0 where all numbers are finite, NaN where one isn't.
+
+    That takes half of the time that `isfinite` does.
+    """
+    zeros = x - x
+    return zeros if x.shape == shape else zeros.reshape(*shape, -1).sum(-1)
 
 
 def local(x: Tensor) -> Tensor:
@@ -64,20 +82,19 @@ def moments(x: Tensor, weight: Tensor, reduce: Reduce = local) -> Moments:
     return Moments(total, mean, var)
 
 
-def standardize(x: Tensor, valid: Tensor, scale: Tensor, reduce: Reduce = local) -> Tensor:
+def standardize(x: Tensor, valid: Tensor, of: Moments, scale: Tensor) -> Tensor:
     """`x` with mean 0 and standard deviation 1 over its valid entries; invalid entries become 0.
 
     Args:
         x: any shape.
         valid: bool, `x`'s shape.
+        of: the moments of these entries, 0-d.
         scale: 0-d, the magnitude against which spread is judged: a standard deviation not larger than
             `ROUNDING * scale` counts as no spread, and the answer is then 0 everywhere.
-        reduce: sums over ranks.
     """
-    _, mean, var = moments(x.reshape(-1, 1), valid.reshape(-1, 1), reduce)
-    std = var.sqrt()
+    std = of.var.sqrt()
     spread = std > ROUNDING * scale
-    y = (x.double() - mean) / torch.where(spread, std, 1.0)
+    y = (x.double() - of.mean) / torch.where(spread, std, 1.0)
     return torch.where(valid & spread, y, 0.0).to(x.dtype)
 
 
@@ -87,13 +104,14 @@ def explained_variance(prediction: Tensor, target: Tensor, valid: Tensor, reduce
     1 is a perfect critic, 0 one no better than a constant; NaN where the targets don't vary.
     """
     columns = torch.stack((target.reshape(-1), (target - prediction).reshape(-1)), dim=1)
-    return explained(moments(columns, valid.reshape(-1, 1), reduce))
+    of = moments(columns, valid.reshape(-1, 1), reduce)
+    return explained(of.take(0), of.take(1))
 
 
-def explained(of: Moments) -> Tensor:
-    """`explained_variance` by the moments of target and residual, which are the first two columns."""
-    varies = of.var[0].sqrt() > ROUNDING * of.mean[0].abs()
-    return torch.where(varies, 1.0 - of.var[1] / of.var[0], torch.nan)
+def explained(target: Moments, residual: Moments) -> Tensor:
+    """`explained_variance` by the moments of targets, and of what predictions lack to them."""
+    varies = target.var.sqrt() > ROUNDING * target.mean.abs()
+    return torch.where(varies, 1.0 - residual.var / target.var, torch.nan)
 
 
 def pick(x: Tensor, task: Tensor | None) -> Tensor:

@@ -173,12 +173,15 @@ class Optimizer:
     def check(self, names: tuple[str, ...], x: Tensor) -> Tensor:
         """Reports what is not finite in `x`, one number per name, and takes no step any more; 0-d bool, whether steps
         are taken."""
-        broken = ~x.isfinite()
+        self.report(names, ~x.isfinite())
+        return self.blocked == 0
+
+    def report(self, names: tuple[str, ...], broken: Tensor) -> None:
+        """Notes what is broken, bool by name; if anything is, no step is taken any more."""
         if names not in self._broken:
             self._broken[names] = torch.zeros_like(broken)
         self._broken[names].logical_or_(broken)
         self.blocked.copy_(torch.maximum(self.blocked, self._broken[names].any()))
-        return self.blocked == 0
 
     def faults(self) -> dict[str, Tensor]:
         """0-d bool by name: the losses and gradients that were not finite since `begin`."""

@@ -1,8 +1,7 @@
 """The parts that learning from a rollout consists of, one after another."""
 
-import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,18 +19,16 @@ from levelhead.tree import restore
 
 @dataclass(frozen=True)
 class Order:
-    """Where an epoch's permutations come from."""
+    """Where an iteration's permutations come from, one after another."""
 
     shards: Sequence[torch.Generator]
     """One for each shard of this process: its environments are split into minibatches by themselves."""
     common: Callable[[], torch.Generator]
-    """Makes one that is the same on all ranks."""
+    """Answers one that is the same on all ranks."""
     environments: int
     """Of all shards together; columns are in their order, again and again."""
 
 
-Orders = Iterator[Order]
-"""One for each epoch."""
 Refresh = Callable[[Batch], Batch]
 """The same batch, with advantages and targets for policy and critic as they are by now."""
 
@@ -40,15 +37,13 @@ class Phase(ABC):
     """One way of learning from a rollout."""
 
     @abstractmethod
-    def __call__(
-        self, batch: Batch, valid: Tensor, orders: Orders, refresh: Refresh | None = None
-    ) -> dict[str, Tensor]:
+    def __call__(self, batch: Batch, valid: Tensor, order: Order, refresh: Refresh | None = None) -> dict[str, Tensor]:
         """Learns from `batch`, and answers metrics by name, 0-d.
 
         Args:
             batch: C columns of S steps.
             valid: `[S, C]` bool; other rows weigh nothing.
-            orders: seeded for this iteration.
+            order: seeded for this iteration; phases that follow go on with it.
             refresh: estimates returns anew before each epoch; None where they stay.
         """
 
@@ -100,11 +95,8 @@ class Epochs(Phase):
         device = next(iter(optimizer.flat.values())).parameter.device
         self._means = RunningMean((*loss.names, *optimizer.names(self.groups)), device)
 
-    def __call__(
-        self, batch: Batch, valid: Tensor, orders: Orders, refresh: Refresh | None = None
-    ) -> dict[str, Tensor]:
-        drawn = list(itertools.islice(orders, self.split.epochs))  # all of them, wherever the steps end
-        split = minibatches(valid, self.split.minibatches, drawn, batch.advantage.dtype)
+    def __call__(self, batch: Batch, valid: Tensor, order: Order, refresh: Refresh | None = None) -> dict[str, Tensor]:
+        split = minibatches(valid, self.split, order, batch.advantage.dtype)  # all of them, wherever the steps end
         for epoch in zip(*split, strict=True):
             if refresh is not None:
                 batch = refresh(batch)
@@ -153,9 +145,7 @@ class Epochs(Phase):
         return stopped is not None and stopped.device.type == "cpu" and bool(stopped)
 
 
-def minibatches(
-    valid: Tensor, count: int, orders: Sequence[Order], dtype: torch.dtype = torch.float32
-) -> tuple[Tensor, Tensor]:
+def minibatches(valid: Tensor, split: Split, order: Order, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
     """Indices of columns, and the weights of their rows in the mean; in each epoch every column once, in minibatches of
     one size.
 
@@ -164,34 +154,34 @@ def minibatches(
 
     Args:
         valid: `[S, C]` bool.
-        count: of minibatches in an epoch.
-        orders: of the permutations, one for each of E epochs; their generators are on the CPU.
+        split: into so many, in each of E epochs.
+        order: of the permutations; its generators are on the CPU.
         dtype: of the weights.
 
     Returns:
-        `[E, count, size]` int64 and `[E, count, S * size]`, a row for each minibatch.
+        `[E, minibatches, size]` int64 and `[E, minibatches, S * size]`, a row for each minibatch.
     """
-    steps, shards = len(valid), len(orders[0].shards)
+    steps, shards, count = len(valid), len(order.shards), split.minibatches
     columns = torch.arange(valid.shape[1])
     if shards > 1:
         # The shards' environments side by side, once for each chunk.
-        columns = columns.view(-1, shards, orders[0].environments // shards).transpose(0, 1)
-    columns = columns.reshape(shards, -1)
-    size = -(-columns.shape[1] // count)
-    full = columns.shape[1] - count * (size - 1)
+        columns = columns.view(-1, shards, order.environments // shards).transpose(0, 1)
+    each = columns.reshape(shards, -1).unbind()
+    size = -(-len(each[0]) // count)
+    full = len(each[0]) - count * (size - 1)
     mixed = torch.stack(
         [
             own.index_select(0, torch.randperm(len(own), generator=generator))
-            for order in orders
-            for own, generator in zip(columns, order.shards, strict=True)
+            for _ in range(split.epochs)
+            for own, generator in zip(each, order.shards, strict=True)
         ]
     )
     slices = mixed[:, : full * size].reshape(-1, full, size)
     if full < count:
         short = mixed[:, full * size :].reshape(len(mixed), count - full, size - 1)
         slices = torch.cat((slices, pad(short, (0, 1))), 1)
-    index = slices.view(len(orders), shards, count, size).transpose(1, 2).flatten(2).to(valid.device)
-    weight = valid.index_select(1, index.flatten()).to(dtype).view(steps, *index.shape)
+    index = slices.view(split.epochs, shards, count, size).transpose(1, 2).flatten(2).to(valid.device)
+    weight = valid.to(dtype).index_select(1, index.flatten()).view(steps, *index.shape)
     if full < count:
         weight[:, :, full:, size - 1 :: size] = 0.0
     weight = weight / total(weight.sum((0, 3))).clamp(min=1.0).unsqueeze(-1)

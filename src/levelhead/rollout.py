@@ -112,7 +112,7 @@ class Batch:
         """
 
         def filled(x: Tensor, filler: float) -> Tensor:
-            rows = valid.view(*valid.shape, *(1,) * (x.ndim - 2))
+            rows = valid if x.ndim == valid.ndim else valid.view(*valid.shape, *(1,) * (x.ndim - 2))
             return torch.where(rows, x, bool(filler) if x.dtype == torch.bool else filler)
 
         # A mask without any legal choice would be worse than one in which all are.
@@ -162,6 +162,8 @@ def before_chunks(x: Tensor, length: int, steps: int) -> Tensor:
 
 def chunked(x: Tensor, length: int) -> Tensor:
     """`[T, N, ...] -> [length, T / length * N, ...]`: columns of so many steps, a column's chunks N apart."""
+    if length == 1:
+        return x.reshape(1, -1, *x.shape[2:])
     return x.unflatten(0, (-1, length)).transpose(0, 1).flatten(1, 2)
 
 

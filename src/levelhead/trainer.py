@@ -2,25 +2,25 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from levelhead.advantages import AdvantageScaling
+from levelhead.advantages import AdvantageScaling, Measured, measured
 from levelhead.collector import Collector
 from levelhead.distributed import copy_from_first, digest, gathered_values, largest, leave_word, rank, ranks, total
 from levelhead.envs import EnvState
 from levelhead.episodes import Episode
 from levelhead.errors import LevelheadError, RankError, TrainingFault
 from levelhead.estimators import Estimator
-from levelhead.health import Health, dead_units, not_finite
+from levelhead.health import Health, dead_units
 from levelhead.learner import Learner
 from levelhead.metrics import to_host
 from levelhead.networks import Policy
-from levelhead.numerics import explained, moments, pick
+from levelhead.numerics import explained, nothing, pick
 from levelhead.rewards import RewardTransform
 from levelhead.rollout import Batch, BurnIn, Rollout, before_chunks, chunked, unchunked
 from levelhead.schedules import Schedule
@@ -208,16 +208,16 @@ class Trainer:
         health = _health(given, advantage)
         healthy = health.ok  # on all ranks
 
+        of = measured(advantage, target, rollout.value, masks)
         had_scale = head.scaled.clone()
-        next_z = head.normalize(rollout.next_value, task=rollout.task)
-        known = head.observe(target, task=rollout.task, mask=valid & healthy, reduce=total).all()
-        health.flags["target"] = ~known.to(valid.device)
+        next_z = head.normalize(rollout.next_value, task=rollout.task) if self.estimator.refreshed else None
+        known = head.observe_moments(of.target._replace(weight=of.target.weight * healthy)).all()
+        health.flags["target"] = healthy & ~known.to(valid.device)
         y = head.normalize(target, task=rollout.task)
         metrics = {
             "value/preservation_error": self._preservation_error(rollout, had_scale),
+            **self._value_metrics(of, masks, y),
         }
-        for k, mask in enumerate(masks):
-            metrics |= self._task_metrics(k, mask, rollout, advantage, target, y)
 
         def columns(tree: Tree) -> Tree:
             return tree_map(lambda x: chunked(x, self.settings.chunk), tree)
@@ -228,7 +228,7 @@ class Trainer:
             action=columns(rollout.action),
             action_mask=None if rollout.action_mask is None else columns(rollout.action_mask),
             log_prob=columns(rollout.log_prob),
-            advantage=columns(_weighted(rollout, self.advantage(advantage, target, masks, head.std))),
+            advantage=columns(_weighted(rollout, self.advantage(advantage, target, masks, of, head.std))),
             target=columns(y),
             old_value=columns(head.normalize(rollout.value, task=rollout.task)),
             begins=columns(rollout.begins),
@@ -239,10 +239,12 @@ class Trainer:
         )
 
         def estimate(log_prob: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+            assert next_z is not None
             today = replace(rollout, next_value=self._next_value(rollout, next_z, had_scale))
             now = self._as_of_now(today, log_prob, z)
             advantage, target = self.estimator(now, masks)
-            scaled = self.advantage(advantage, target, masks, head.std, again=True)
+            of = measured(advantage, target, now.value, masks)
+            scaled = self.advantage(advantage, target, masks, of, head.std, again=True)
             return columns(_weighted(rollout, scaled)), columns(head.normalize(target, task=rollout.task))
 
         anew = estimate if self.estimator.refreshed else None
@@ -307,27 +309,23 @@ class Trainer:
         worst = largest(torch.where(had_scale, error, -1.0).max())
         return torch.where(worst >= 0, worst, torch.nan)
 
-    def _task_metrics(
-        self, task: int, mask: Tensor, rollout: Rollout, advantage: Tensor, target: Tensor, y: Tensor
-    ) -> dict[str, Tensor]:
-        """Where the statistics of one task are now, and what moved them; `y` is the target on the normalised axis."""
-        head = self.policy.value_head
-        columns = torch.stack([x.reshape(-1) for x in (target, target - rollout.value, advantage)], 1)
-        of = moments(columns, mask.reshape(-1, 1), total)
-        mean, std = (torch.where(of.weight > 0, x, torch.nan) for x in (of.mean, of.var.sqrt()))
+    def _value_metrics(self, of: Measured, masks: Sequence[Tensor], y: Tensor) -> dict[str, Tensor]:
+        """Where the statistics of each task are now, and what moved them; `y` is the target on the normalised axis."""
+        head, none = self.policy.value_head, of.target.weight == 0
         metrics = {
-            "value/mean": head.mean[task],
-            "value/std": head.std[task],
-            "train/explained_variance": explained(of),
-            "value/target_mean": mean[0],
-            "value/target_std": std[0],
-            "advantage/mean": mean[2],
-            "advantage/std": std[2],
+            "value/mean": head.mean,
+            "value/std": head.std,
+            "train/explained_variance": explained(of.target, of.residual),
+            "value/target_mean": of.target.mean.masked_fill(none, torch.nan),
+            "value/target_std": of.target.var.sqrt().masked_fill(none, torch.nan),
+            "advantage/mean": of.advantage.mean.masked_fill(none, torch.nan),
+            "advantage/std": of.advantage.var.sqrt().masked_fill(none, torch.nan),
         }
         if math.isfinite(head.limit):
-            metrics["value/outside_support"] = total((mask & (y.abs() > head.limit)).sum()) / total(mask.sum())
-        tasks = self.collector.env.tasks
-        return {f"{name}/{tasks[task]}": value for name, value in metrics.items()} if tasks else metrics
+            outside = torch.stack([(mask & (y.abs() > head.limit)).sum() for mask in masks])
+            metrics["value/outside_support"] = total(outside) / of.target.weight
+        names = [f"/{task}" for task in self.collector.env.tasks] or [""]
+        return {f"{name}{task}": x for name, by in metrics.items() for task, x in zip(names, by.unbind(), strict=True)}
 
     def _common(self) -> list[Tensor]:
         """All that learning changes, and that is the same on all ranks."""
@@ -417,15 +415,16 @@ def _weighted(rollout: Rollout, advantage: Tensor) -> Tensor:
 
 def _health(rollout: Rollout, advantage: Tensor) -> Health:
     """What of a rollout must be finite. Nothing follows a real end, so no value needs to."""
+    floats = {path: x for path, x in by_path(rollout.observation).items() if x.is_floating_point()}
     health = Health(
         rollout.valid,
         {
-            **{f"observation {path}".rstrip(): x for path, x in by_path(rollout.observation).items()},
+            **{f"observation {path}".rstrip(): x for path, x in floats.items()},
             "log-probability": rollout.log_prob,
             "reward": rollout.reward,
             "value": rollout.value,
         },
         later={"value of a successor": torch.where(rollout.terminated, 0.0, rollout.next_value)},
     )
-    health.flags["advantage"] = not_finite(advantage).any()
+    health.flags["advantage"] = nothing(advantage, ()) != 0
     return health

@@ -13,7 +13,7 @@ from levelhead.distributed import total
 from levelhead.numerics import Reduce, local
 from levelhead.objectives import LineSearch, TrustRegionObjective
 from levelhead.optimizer import ACTING, Optimizer
-from levelhead.phases import Orders, Phase, Refresh
+from levelhead.phases import Order, Phase, Refresh
 from levelhead.rollout import Batch
 
 
@@ -45,7 +45,7 @@ class TrustRegion(Phase):
         self,
         batch: Batch,
         valid: Tensor,
-        orders: Orders,  # noqa: ARG002  # there is one step, on everything
+        order: Order,  # noqa: ARG002  # there is one step, on everything
         refresh: Refresh | None = None,  # noqa: ARG002  # and returns stay
     ) -> dict[str, Tensor]:
         search = self.objective.search

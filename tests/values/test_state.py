@@ -8,6 +8,7 @@ import torch
 from family import FIXED, D, each, every_kind, state, trained, unchanged
 from torch.testing import assert_close
 
+from levelhead.numerics import moments
 from levelhead.values import HLGaussValueHead, TwoHotValueHead, ValueNormalizer
 
 K, NAN, INF = 3, float("nan"), float("inf")
@@ -139,6 +140,16 @@ def test_observe_reports_a_non_finite_target_and_leaves_that_output_alone(kind):
     assert unchanged(head, before, 1)
     assert head.count.tolist() == [2, 1, 2]
     assert head.observe(y, mask=y.isfinite()).tolist() == [True] * K
+
+
+@every_kind
+@pytest.mark.parametrize("bad", [0.0, NAN])
+def test_moments_of_targets_move_a_head_as_the_targets_themselves_do(kind, bad):
+    one, other = trained(kind, K), trained(kind, K)
+    y, mask = torch.randn(6, K) * 100, torch.rand(6, K) < 0.7
+    y[2, 1] = bad
+    assert torch.equal(one.observe(y, mask=mask), other.observe_moments(moments(y, mask)))
+    assert unchanged(other, state(one))
 
 
 @every_kind

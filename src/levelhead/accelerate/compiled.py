@@ -13,7 +13,7 @@ from levelhead.distributed import ranks
 from levelhead.divergence import KLControl
 from levelhead.networks import Policy
 from levelhead.optimizer import Optimizer
-from levelhead.phases import Epochs, Orders, Refresh, Split
+from levelhead.phases import Epochs, Order, Refresh, Split
 from levelhead.rollout import Batch
 
 
@@ -48,11 +48,9 @@ class CompiledEpochs(Epochs):
         self._checked = False
         self._alone = ranks() == 1
 
-    def __call__(
-        self, batch: Batch, valid: Tensor, orders: Orders, refresh: Refresh | None = None
-    ) -> dict[str, Tensor]:
+    def __call__(self, batch: Batch, valid: Tensor, order: Order, refresh: Refresh | None = None) -> dict[str, Tensor]:
         self._checked = False
-        return super().__call__(batch, valid, orders, refresh)
+        return super().__call__(batch, valid, order, refresh)
 
     def _learn(self, batch: Batch, index: Tensor, weight: Tensor) -> None:
         if self._graph is not None:

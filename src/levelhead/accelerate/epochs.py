@@ -1,7 +1,6 @@
 """Gradient steps in native code."""
 
 import ctypes
-import itertools
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -22,7 +21,7 @@ from levelhead.native.plan import MEANS, REDUCE, Group, Layer, Plan
 from levelhead.networks import Policy
 from levelhead.objectives import ClipObjective, KLObjective
 from levelhead.optimizer import GROUPS, Optimizer
-from levelhead.phases import Epochs, Orders, Refresh, Split, minibatches
+from levelhead.phases import Epochs, Order, Refresh, Split, minibatches
 from levelhead.rollout import Batch
 from levelhead.values import ValueNormHead
 
@@ -57,14 +56,11 @@ class NativeEpochs(Epochs):
         self._faults = torch.tensor([0, *(1 + self._names.index(name) for name in self.groups)])
         """Where among the faults that it tells are these."""
 
-    def __call__(
-        self, batch: Batch, valid: Tensor, orders: Orders, refresh: Refresh | None = None
-    ) -> dict[str, Tensor]:
+    def __call__(self, batch: Batch, valid: Tensor, order: Order, refresh: Refresh | None = None) -> dict[str, Tensor]:
         addresses = self._addresses()
         if addresses is None:  # a frozen layer, for example, since it was built
-            return super().__call__(batch, valid, orders, refresh)
-        drawn = list(itertools.islice(orders, self.split.epochs))
-        index, weight = minibatches(valid, self.split.minibatches, drawn)
+            return super().__call__(batch, valid, order, refresh)
+        index, weight = minibatches(valid, self.split, order)
         if refresh is None:  # then nothing happens between epochs
             self._run(addresses, batch, index.flatten(0, 1), weight.flatten(0, 1))
             return self._means.take()
@@ -146,7 +142,7 @@ class NativeEpochs(Epochs):
         self._write_optimizer(plan)
 
         means = torch.zeros(len(MEANS) + len(self._names))
-        broken = torch.zeros(1 + len(self._names), dtype=torch.uint8)
+        broken = torch.zeros(1 + len(self._names), dtype=torch.bool)
         counted = torch.zeros((), dtype=torch.int64)
         plan.means, plan.broken, plan.counted = means.data_ptr(), broken.data_ptr(), counted.data_ptr()
         total = _Total(self.optimizer, self.groups)
@@ -198,8 +194,8 @@ class NativeEpochs(Epochs):
         if self.control is not None and counted < planned:
             self.control.stopped.fill_(1.0)
         if counted:
-            self._means.add(means[self._asked] / counted, counted)
-        self.optimizer.check(self._checked, torch.where(broken[self._faults] > 0, torch.nan, 0.0))
+            self._means.add(means.index_select(0, self._asked) / counted, counted)
+        self.optimizer.report(self._checked, broken.index_select(0, self._faults))
 
 
 class _Addresses(NamedTuple):

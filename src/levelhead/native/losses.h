@@ -141,7 +141,7 @@ struct Advantages {  // of a minibatch, standardised once more where the plan sa
     float factor;
 };
 
-static const double ROUNDING = 1e-6;  // of the largest number, as in numerics.py
+static const double ROUNDING = 1e-6;  // of the root mean square, as in numerics.py
 static const float LARGEST_LOG_RATIO = 80.0f;  // as in losses.py
 
 // Loss, its slopes, and what is reported, of one block.

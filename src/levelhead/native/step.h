@@ -103,18 +103,19 @@ struct Learner {
         if (!plan.standardize) return {0.0f, 1.0f};
         const int64_t *index = plan.index + minibatch * plan.size;
         const float *weight = plan.weight + minibatch * plan.size;
-        double n = 0, total = 0, squares = 0, largest = 0;
+        double n = 0, total = 0, squares = 0;
         for (int64_t r = 0; r < plan.size; r++) {
             if (weight[r] <= 0) continue;
             const double x = plan.batch.advantage[index[r]];
-            n++, total += x, largest = std::fabs(x) > largest ? std::fabs(x) : largest;
+            n++, total += x;
         }
         const double mean = n > 0 ? total / n : 0;
         for (int64_t r = 0; r < plan.size; r++)
             if (weight[r] > 0) squares += (plan.batch.advantage[index[r]] - mean) * (plan.batch.advantage[index[r]] - mean);
         const double std = n > 0 ? std::sqrt(squares / n) : 0;
         if (std != std) return {0.0f, (float)std};
-        return {mean, std > ROUNDING * largest ? (float)(1 / std) : 0.0f};  // what varies by rounding alone doesn't vary
+        const double magnitude = std::sqrt(mean * mean + std * std);
+        return {mean, std > ROUNDING * magnitude ? (float)(1 / std) : 0.0f};  // what varies by rounding alone doesn't vary
     }
 
     template <class Head>

@@ -8,7 +8,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from levelhead.numerics import Reduce
+from levelhead.numerics import Moments, Reduce
 from levelhead.values.links import Links, Optimizer, Tracked, locate, rescale_moments
 from levelhead.values.loss import value_loss
 from levelhead.values.statistics import STATISTICS, Movement, TargetStatistics
@@ -237,7 +237,11 @@ class ValueHead(TargetStatistics, ABC):
         Returns:
             bool `[K]`: False for outputs that were left as they were because a target was not finite.
         """
-        batch = self._measure(targets, task, self._weight(targets, task, mask, weights), reduce)
+        return self.observe_moments(self._measure(targets, task, self._weight(targets, task, mask, weights), reduce))
+
+    def observe_moments(self, batch: Moments) -> Tensor:
+        """`observe` for whoever knows the moments of the targets by now: one for each output, merged over ranks."""
+        batch = Moments(*(x.to(self.mean.device) for x in batch))
         before = self._move(batch)
         self._moved(before, preserve=before.scaled)
         return batch.finite

@@ -90,4 +90,4 @@ def rescale_moments(parameter: Tensor, optimizer: Optimizer, location: Location,
             moment = state.get(name)
             if moment is not None:
                 part = moment.view(-1)[offset : offset + parameter.numel()].view_as(parameter)
-                part.copy_(part.double() * scale)
+                part.mul_(scale)  # in float64, as `scale` is

@@ -27,6 +27,6 @@ class PopArtValueHead(ValueHead):
         shift = torch.where(preserve, (mean - self.mean) / self.std, 0.0)
         weight, bias = self.linear.weight, self.linear.bias
         scale, shift = scale.to(weight.device), shift.to(weight.device)
-        weight.copy_(weight.double() * scale.unsqueeze(1))
-        bias.copy_(bias.double() * scale + shift)
+        weight.mul_(scale.unsqueeze(1))  # in float64, as `scale` is
+        bias.copy_(bias * scale + shift)
         self._rescale_moments(scale)

@@ -119,13 +119,13 @@ class TargetStatistics(nn.Module):
             ValueError: any other shape; nothing broadcasts.
         """
         mean, std = self._pick(x, task)
-        return ((x.to(mean.device, torch.float64) - mean) / std).to(x.device, x.dtype)
+        return ((x.to(mean.device) - mean) / std).to(x.device, x.dtype)
 
     def denormalize(self, z: Tensor, *, task: Tensor | None = None) -> Tensor:
         """`z * std + mean`, the inverse of `normalize`; computed in float64, answered in at least float32."""
         mean, std = self._pick(z, task)
         dtype = torch.promote_types(z.dtype, torch.float32)
-        return (z.to(mean.device, torch.float64) * std + mean).to(z.device, dtype)
+        return (z.to(mean.device) * std + mean).to(z.device, dtype)
 
     def _pick(self, x: Tensor, task: Tensor | None) -> tuple[Tensor, Tensor]:
         """Mean and std that broadcast exactly over `x`, whose shape is checked."""
@@ -166,8 +166,9 @@ class TargetStatistics(nn.Module):
         retained = self.retained * self._beta
         step = (1.0 - self._beta) / (1.0 - retained)
         delta = batch.mean - self.mean
-        mean = self.mean + step * delta
-        var = (1.0 - step) * self.var + step * batch.var + step * (1.0 - step) * delta.square()
+        move = step * delta
+        mean = self.mean + move
+        var = (1.0 - step) * (self.var + move * delta) + step * batch.var
 
         spread = (var + self.epsilon).sqrt()
         real = spread > ROUNDING * mean.abs()
