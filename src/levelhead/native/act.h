@@ -41,7 +41,7 @@ class Reader {
 };
 
 // What layers answer to any number of rows, `[rows, outputs]`.
-void features(const Reading &plan, const void *observation, int64_t rows, float *answers) {
+static void features(const Reading &plan, const void *observation, int64_t rows, float *answers) {
     Reader reader(plan);
     const Layer &first = plan.layers[0], &last = reader.last().layer;
     const int64_t size = (int64_t)first.inputs * (plan.wide ? sizeof(double) : sizeof(float));
@@ -120,4 +120,4 @@ class MlpActor : public Actor {
     }
 };
 
-Actor *new_actor(const Acting &plan) { return new MlpActor(plan); }
+static Actor *new_actor(const Acting &plan) { return new MlpActor(plan); }

@@ -3,21 +3,9 @@
 
 #include "plan.h"
 
-namespace avx512 {
-void epochs(const Plan &);
-void features(const Reading &, const void *, int64_t, float *);
-Actor *new_actor(const Acting &);
-}
-namespace avx2 {
-void epochs(const Plan &);
-void features(const Reading &, const void *, int64_t, float *);
-Actor *new_actor(const Acting &);
-}
-namespace portable {
-void epochs(const Plan &);
-void features(const Reading &, const void *, int64_t, float *);
-Actor *new_actor(const Acting &);
-}
+namespace portable { extern const Code code; }
+namespace avx2 { extern const Code code; }
+namespace avx512 { extern const Code code; }
 
 enum Isa { PORTABLE, AVX2, AVX512 };
 
@@ -40,35 +28,21 @@ extern "C" int levelhead_best_isa() {
     return PORTABLE;
 }
 
-extern "C" void levelhead_epochs(const Plan *plan, int isa) {
-    switch (isa) {
+static const Code &code(int isa) {
 #if defined(__x86_64__)
-        case AVX512: return avx512::epochs(*plan);
-        case AVX2: return avx2::epochs(*plan);
+    if (isa == AVX512) return avx512::code;
+    if (isa == AVX2) return avx2::code;
 #endif
-        default: return portable::epochs(*plan);
-    }
+    return portable::code;
 }
+
+extern "C" void levelhead_epochs(const Plan *plan, int isa) { code(isa).epochs(*plan); }
 
 extern "C" void levelhead_features(const Reading *plan, const void *observation, int64_t rows, float *answers, int isa) {
-    switch (isa) {
-#if defined(__x86_64__)
-        case AVX512: return avx512::features(*plan, observation, rows, answers);
-        case AVX2: return avx2::features(*plan, observation, rows, answers);
-#endif
-        default: return portable::features(*plan, observation, rows, answers);
-    }
+    code(isa).features(*plan, observation, rows, answers);
 }
 
-extern "C" Actor *levelhead_new_actor(const Acting *plan, int isa) {
-    switch (isa) {
-#if defined(__x86_64__)
-        case AVX512: return avx512::new_actor(*plan);
-        case AVX2: return avx2::new_actor(*plan);
-#endif
-        default: return portable::new_actor(*plan);
-    }
-}
+extern "C" Actor *levelhead_new_actor(const Acting *plan, int isa) { return code(isa).new_actor(*plan); }
 
 extern "C" void levelhead_act(Actor *actor, int64_t t, const uint8_t *legal) { actor->act(t, legal); }
 

@@ -4,3 +4,6 @@
 #include "losses.h"
 #include "step.h"
 #include "act.h"
+
+extern const Code code;
+const Code code{epochs, features, new_actor};

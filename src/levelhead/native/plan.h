@@ -112,4 +112,10 @@ struct Actor {
     virtual void act(int64_t t, const uint8_t *legal) = 0;
 };
 
+struct Code {  // the kernels for one instruction set
+    void (*epochs)(const Plan &);
+    void (*features)(const Reading &, const void *observation, int64_t rows, float *answers);
+    Actor *(*new_actor)(const Acting &);
+};
+
 enum Mean : int32_t { POLICY_LOSS, ENTROPY_LOSS, APPROX_KL, CLIP_FRACTION, KL, VALUE_LOSS, LOSS, MEANS };

@@ -228,7 +228,7 @@ struct Learner {
     }
 };
 
-void epochs(const Plan &plan) {
+static void epochs(const Plan &plan) {
     Learner learner(plan);
     for (int64_t m = 0; m < plan.minibatches; m++)
         if (!learner.step(m)) break;
