@@ -430,10 +430,11 @@ class Config:
     device: Device = "auto"
     """Where networks live; auto takes a GPU if there is one."""
     engine: Engine = "auto"
-    """What acts and takes gradient steps: torch; native code, which agrees with it to rounding; or native code, where
-    it can and is faster (auto). Where it can't take the steps `native` is refused; where it can't act, torch does. With
-    `compile` the steps go through torch.compile, which takes up to a minute at the start and suits networks that native
-    code doesn't know; it agrees with torch to rounding too, and acting is as with auto."""
+    """What acts and takes gradient steps: torch; native code, which agrees with it to rounding; or whatever is fastest
+    (auto). Where native code can't take the steps `native` is refused; where it can't act, torch does. With `compile`
+    the steps go through torch.compile, which takes up to a minute at the start and agrees with torch to rounding too;
+    auto does that in runs of 50,000 gradient steps or more, on a CPU, of small networks that native code doesn't
+    know."""
     threads: int = 1
     """CPU threads, though no more than there are processors: torch's, for the whole process, or of native code where
     that takes the gradient steps, which has use for two. In torch small networks get slower with a second one, and

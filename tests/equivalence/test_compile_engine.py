@@ -12,12 +12,23 @@ from torch import nn
 from torch._dynamo.utils import counters
 
 import levelhead as lh
+from levelhead import native
 from levelhead.accelerate import CompiledEpochs
 from levelhead.builders import build_policy
 from levelhead.config import ActionConfig, Config, CriticConfig, MemoryConfig, NetworkConfig, OptimizerConfig, PPOConfig
 from levelhead.errors import ConfigError
 from levelhead.schedules import Schedule, constant
-from parts import CHOICES, REALS, acted_on, batch_of, configured_learner, learn, make_batch, make_policy
+from parts import (
+    CHOICES,
+    REALS,
+    acted_on,
+    batch_of,
+    configured_learner,
+    learn,
+    make_batch,
+    make_policy,
+    steep_policy,
+)
 from toys import Chain, make_trainer, same, snapshot
 
 pytestmark = [
@@ -159,6 +170,38 @@ def test_a_run_scales_by_powers_of_two():
         left = snapshot(trainer.policy)
         ends.append({name: x for name, x in left.items() if name.removeprefix("value_head.") not in STATISTICS})
     assert same(*ends)
+
+
+# -- by itself ---------------------------------------------------------------------------------------------------
+
+LONG = {"num_envs": 4, "num_steps": 32, "ppo": PPOConfig(epochs=5, minibatches=4), "total_steps": 128 * 2500}
+SQUASHED = ActionConfig(distribution="tanh")
+
+
+@pytest.mark.parametrize(
+    ("changes", "compiled"),
+    [
+        ({}, True),
+        ({"total_steps": LONG["total_steps"] - 1}, True),  # iterations are whole
+        ({"total_steps": LONG["total_steps"] - 128}, False),
+        ({"engine": "torch"}, False),
+        ({"network": NetworkConfig(actor=(512, 512))}, False),
+        ({"memory": MemoryConfig("gru", 8)}, False),
+        ({"action": ActionConfig()}, not native.available()),
+    ],
+    ids=["long", "rounded up", "short", "torch", "wide", "memory", "native"],
+)
+def test_auto_compiles_long_runs_of_small_networks_that_native_code_does_not_take(changes, compiled):
+    options = {"engine": "auto", "action": SQUASHED, **LONG, **changes}
+    learner = configured_learner(steep_policy(REALS, **options), **options)
+    assert all(isinstance(phase, CompiledEpochs) is compiled for phase in learner.phases)
+    assert ("torch.compile" in learner.engine) is compiled
+
+
+def test_auto_does_not_compile_convolutions():
+    options = {"engine": "auto", **LONG}
+    policy = steep_policy(observation=Box(0, 255, (36, 36, 1), np.uint8), **options)
+    assert "torch.compile" not in configured_learner(policy, **options).engine
 
 
 # -- what can't be compiled --------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from levelhead.accelerate.estimates import NativeGAE, natively
 from levelhead.accelerate.support import (
     Engine,
     acting_refusal,
+    compiling_pays,
     compiling_refusal,
     is_worthwhile,
     learning_refusal,
@@ -22,6 +23,7 @@ __all__ = [
     "NativeEpochs",
     "NativeGAE",
     "acting_refusal",
+    "compiling_pays",
     "compiling_refusal",
     "is_worthwhile",
     "learning_refusal",

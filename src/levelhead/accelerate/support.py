@@ -60,11 +60,23 @@ VALUE_HEADS: tuple[type[ValueHead], ...] = (
 )
 WIDE = 2**17
 """Weights in a layer from which on torch is faster; docs/log.md has the figures."""
+LONG = 50_000
+"""Gradient steps that save more time than compiling them takes: half a millisecond or more each, for at most a minute
+once."""
 
 
 def is_worthwhile(policy: Policy) -> bool:
     """Whether native code is the faster one; where layers are wide, torch's matrix products are."""
     return all(p.numel() <= WIDE for p in policy.parameters())
+
+
+def compiling_pays(policy: Policy, steps: int) -> bool:
+    """Whether torch.compile makes a run of so many gradient steps faster, on a CPU.
+
+    It saves what surrounds small products of matrices; beside wide layers or convolutions that is little.
+    """
+    convolved = any(isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) for module in policy.modules())
+    return steps >= LONG and policy.device.type == "cpu" and is_worthwhile(policy) and not convolved
 
 
 def acting_refusal(policy: Policy) -> str | None:

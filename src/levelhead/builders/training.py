@@ -14,6 +14,7 @@ from levelhead.accelerate import (
     NativeCritic,
     NativeEpochs,
     acting_refusal,
+    compiling_pays,
     compiling_refusal,
     is_worthwhile,
     learning_refusal,
@@ -246,13 +247,16 @@ def build_learner(config: Config, policy: Policy, objective: Objective) -> Learn
     optimizer = _build_optimizer(config, policy, layer)
 
     watched = control if control.needs_kl else None
-    compiled = config.engine == "compile"
-    reason = compiling_refusal(policy) if compiled else _why_torch(config, policy, learning_refusal(criterion, watched))
-    if config.engine in ("native", "compile") and reason is not None:
-        others = ["auto", "torch", *(() if compiled or compiling_refusal(policy) is not None else ("compile",))]
+    reason = _why_torch(config, policy, learning_refusal(criterion, watched))
+    uncompiled = compiling_refusal(policy)
+    refused = {"native": reason, "compile": uncompiled}.get(config.engine)
+    if refused is not None:
+        others = ["auto", "torch", *(["compile"] if uncompiled is None else [])]
         raise ConfigError(
-            f"engine is {config.engine}, which doesn't go with this run: {reason}; accepted: {', '.join(others)}"
+            f"engine is {config.engine}, which doesn't go with this run: {refused}; accepted: {', '.join(others)}"
         )
+    long = reason is not None and uncompiled is None and compiling_pays(policy, _gradient_steps(config))
+    compiled = config.engine == "compile" or (config.engine == "auto" and long)
 
     def run(loss: Loss, split: Split, control: KLControl | None = None) -> Epochs:
         if compiled:
@@ -281,9 +285,11 @@ def build_learner(config: Config, policy: Policy, objective: Objective) -> Learn
         every, clone_coef = auxiliary.every, Coefficient(auxiliary.clone_coef, policy.device)
         own_split = Split(auxiliary.epochs, ppo.minibatches)
         later.append(Auxiliary(criterion, layer, optimizer, own_split, every, clone_coef))
-    engine = "torch.compile" if compiled else _named(reason)
+    engine = _named(reason)
+    if compiled:
+        engine = "torch.compile" + ", whose first takes up to a minute, as the run is long" * (config.engine == "auto")
     in_torch = ["the trust region"] * isinstance(objective, TrustRegionObjective) + ["the auxiliary phase"] * len(later)
-    if reason is None and in_torch:
+    if in_torch and (reason is None or compiled):
         engine += f"; {' and '.join(in_torch)} by torch"
     shards = place_shards(config)
     return Learner(
@@ -299,6 +305,12 @@ def build_learner(config: Config, policy: Policy, objective: Objective) -> Learn
         shards,
         config.num_envs // ranks(),
     )
+
+
+def _gradient_steps(config: Config) -> int:
+    """So many a run of PPO takes, its critic's own left out."""
+    iterations = -(-config.total_steps // (config.num_envs * config.num_steps))
+    return iterations * config.ppo.epochs * config.ppo.minibatches
 
 
 def build_actor(config: Config, policy: Policy, *, arrays: bool) -> Actor:
