@@ -1,15 +1,18 @@
 """What a gradient step on one minibatch costs: in torch, compiled by it, and in native code for each instruction set.
 
-    python benchmarks/native_step.py [--rounds 9] [--tasks cnn] [--engines torch compile]
+    python benchmarks/native_step.py [--rounds 9] [--tasks cnn] [--engines torch compile] [--threads 2] [--beside 1]
 
-Gather, forward, loss, backward, clip and Adam, on one thread: for two networks of two layers of 64 tanh units, for the
-Nature CNN, and with an LSTM of 64 units. Whole iterations of `Learner.learn` are timed in turn, and divided by their
-steps; permutations and what else an iteration needs are in the figures. Ratios are of the same round. What an engine
-doesn't take is left out; compiling comes before, and how long it took is in the last column.
+Gather, forward, loss, backward, clip and Adam, on one thread, or so many of native code's: for two networks of two
+layers of 64 tanh units, for the Nature CNN, and with an LSTM of 64 units. Whole iterations of `Learner.learn` are timed
+in turn, and divided by their steps; permutations and what else an iteration needs are in the figures. Ratios are of the
+same round. What an engine doesn't take is left out; compiling comes before, and how long it took is in the last column.
+`--beside` so many processes that keep a processor busy shows what a second thread does where none is left for it.
 """
 
 import argparse
 import statistics
+import subprocess
+import sys
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -59,7 +62,7 @@ TASKS = {
 }
 
 
-def make(task: Task, engine: str) -> tuple[Learner, Batch]:
+def make(task: Task, engine: str, threads: int = 1) -> tuple[Learner, Batch]:
     """A learner, and a rollout to learn from.
 
     Raises:
@@ -67,7 +70,8 @@ def make(task: Task, engine: str) -> tuple[Learner, Batch]:
     """
     ppo = PPOConfig(epochs=task.epochs, minibatches=task.minibatches)
     steps = task.rows // 8
-    config = Config("none", num_envs=8, num_steps=steps, device="cpu", ppo=ppo, engine=engine, **task.more)
+    more = {"engine": engine, "threads": threads, **task.more}
+    config = Config("none", num_envs=8, num_steps=steps, device="cpu", ppo=ppo, **more)
     policy = build_policy(config, task.observations, task.actions)
     generator = torch.Generator().manual_seed(0)
     steps, columns = (steps, 8) if policy.remembers else (1, task.rows)
@@ -95,10 +99,10 @@ def make(task: Task, engine: str) -> tuple[Learner, Batch]:
 class Runner:
     """Iterations of one engine, each after the first timed."""
 
-    def __init__(self, task: Task, engine: str) -> None:
+    def __init__(self, task: Task, engine: str, threads: int) -> None:
         self.engine = engine if engine in native.INSTRUCTION_SETS else native.best_instruction_set()
         kind = engine if engine in ("torch", "compile") else "native"
-        self.learner, self.batch = make(task, kind)
+        self.learner, self.batch = make(task, kind, threads)
         self.steps = task.epochs * task.minibatches
         self.times: list[float] = []
         self.first = self._seconds()
@@ -125,17 +129,28 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
     parser.add_argument("--engines", nargs="+", default=engines, choices=engines)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--beside", type=int, default=0)
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)  # another one would wait busily in the way of native code's
+    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(arguments.beside)]
+    try:
+        compare(arguments.tasks, arguments.engines, arguments.rounds, arguments.threads)
+    finally:
+        for other in others:
+            other.kill()
+
+
+def compare(tasks: list[str], engines: list[str], rounds: int, threads: int) -> None:
     print("| | engine | us a step | times faster than torch | first iteration, s |\n|---|---|---|---|---|")
-    for name in arguments.tasks:
+    for name in tasks:
         runners: dict[str, Runner] = {}
-        for engine in dict.fromkeys(("torch", *arguments.engines)):
+        for engine in dict.fromkeys(("torch", *engines)):
             try:
-                runners[engine] = Runner(TASKS[name], engine)
+                runners[engine] = Runner(TASKS[name], engine, threads)
             except ConfigError:
                 continue
-        for i in range(arguments.rounds):
+        for i in range(rounds):
             for runner in runners.values() if i % 2 else reversed(runners.values()):
                 runner.time()
         for engine, runner in runners.items():

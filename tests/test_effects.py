@@ -212,7 +212,7 @@ def four_processors(monkeypatch):
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize(("threads", "expected"), [(1, 1), (3, 3), (100, 4)])
+@pytest.mark.parametrize(("threads", "expected"), [(None, 1), (1, 1), (3, 3), (100, 4)])
 def test_threads_are_those_of_torch_and_no_more_than_processors(four_processors, tiny, workdir, threads, expected):
     lh.train("CartPole-v1", config=tiny(threads=threads, total_steps=1, engine="torch"))
     assert torch.get_num_threads() == expected
@@ -234,11 +234,23 @@ def test_threads_0_tries_and_tells(four_processors, tiny, workdir):
 
 
 @pytest.mark.skipif(not native.available(), reason="built without a compiler")
-def test_threads_are_those_of_native_code_where_it_learns(four_processors, tiny, workdir, monkeypatch):
+@pytest.mark.parametrize(("threads", "expected"), [(None, 2), (1, 1), (2, 2), (100, 4)])
+def test_threads_are_those_of_native_code_where_it_learns(
+    four_processors, tiny, workdir, monkeypatch, threads, expected
+):
     asked, run = [], native.run_epochs
     monkeypatch.setattr(native, "run_epochs", lambda plan: (asked.append(plan.threads), run(plan)))
-    lh.train("CartPole-v1", config=tiny(threads=2, total_steps=1, engine="native"))
-    assert (asked, torch.get_num_threads()) == ([2], 1)
+    lh.train("CartPole-v1", config=tiny(threads=threads, total_steps=1, engine="native"))
+    assert (asked, torch.get_num_threads()) == ([expected], 1)
+
+
+@pytest.mark.skipif(not native.available(), reason="built without a compiler")
+def test_native_code_has_one_thread_where_there_is_one_processor(tiny, workdir, monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0})
+    asked, run = [], native.run_epochs
+    monkeypatch.setattr(native, "run_epochs", lambda plan: (asked.append(plan.threads), run(plan)))
+    lh.train("CartPole-v1", config=tiny(total_steps=1, engine="native"))
+    assert asked == [1]
 
 
 def test_run_dir_decides_where_the_run_is_written(tiny, workdir):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from levelhead.threads import Threads
+from levelhead.threads import Threads, wanted
 
 
 @pytest.fixture
@@ -20,6 +20,11 @@ def test_the_fastest_stays(used):
     assert told == [None, None, None, "threads: 2 (1: 800 steps/s, 2: 1,310 steps/s, 4: 900 steps/s)"]
     assert threads.note(1e9) is None
     assert (threads.count, len(used)) == (2, 5)
+
+
+@pytest.mark.parametrize(("asked", "native", "torch"), [(None, 2, 1), (0, 0, 0), (1, 1, 1), (5, 5, 5)])
+def test_native_code_has_two_where_nobody_asks_for_a_number(asked, native, torch):
+    assert (wanted(asked, native=True), wanted(asked, native=False)) == (native, torch)
 
 
 @pytest.mark.parametrize(("asked", "expected"), [(1, 1), (3, 3), (64, 6)])

@@ -435,10 +435,11 @@ class Config:
     the steps go through torch.compile, which takes up to a minute at the start and agrees with torch to rounding too;
     auto does that in runs of 50,000 gradient steps or more, on a CPU, of small networks that native code doesn't
     know."""
-    threads: int = 1
+    threads: int | None = None
     """CPU threads, though no more than there are processors: torch's, for the whole process, or of native code where
-    that takes the gradient steps, which has use for two. In torch small networks get slower with a second one, and
-    results differ by rounding. 0: whichever is fastest, after an iteration with each power of two."""
+    that takes the gradient steps. By default two of native code's, which has no use for more, and with which results
+    are the same; and one of torch's, in which small networks get slower with a second one, and results differ by
+    rounding. 0: whichever is fastest, after an iteration with each power of two."""
     overlap: bool = False
     """Let the environments go on while the policy learns: they are one iteration ahead of it, and learning corrects for
     that with clipped importance weights. Of use where the environments leave Python alone, and learning takes long."""
@@ -480,10 +481,11 @@ class Config:
         coerce(self)
         for name in ("total_steps", "num_envs", "num_steps", "eval_episodes"):
             _require(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
-        for name in ("seed", "threads", "eval_every"):
+        for name in ("seed", "eval_every"):
             _require(name, getattr(self, name), getattr(self, name) >= 0, "0 or more")
-        every = self.checkpoint_every
-        _require("checkpoint_every", every, every is None or every >= 0, "0 or more")
+        for name in ("threads", "checkpoint_every"):
+            number = getattr(self, name)
+            _require(name, number, number is None or number >= 0, "0 or more")
         kept = self.keep_checkpoints  # the one before the last is for when that is damaged
         _require("keep_checkpoints", kept, kept is None or kept >= 2, "2 or more")
         scale = self.reward_scale

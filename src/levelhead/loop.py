@@ -3,7 +3,7 @@
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from levelhead.config import Config
 from levelhead.distributed import from_first, gathered_values, is_first, leave_word, ranks
 from levelhead.envs import EnvState
 from levelhead.errors import StorageError, TrainingFault
-from levelhead.threads import Threads
+from levelhead.threads import Threads, wanted
 from levelhead.trainer import Iteration, Trainer
 from levelhead.watches import build_watches
 from levelhead.writers import ConsoleWriter, JsonlWriter, TensorBoardWriter, Writer
@@ -47,7 +47,8 @@ def run_loop(
     from_first(lambda: writers.extend(_writers(trainer, config, directory, console)))
     forgiving = config.write_failure == "warn"
     watches = build_watches(config, trainer.policy.action_space)
-    threads = Threads(config.threads, partial(_use_threads, trainer))
+    native = [phase for phase in trainer.learner.every_phase() if isinstance(phase, NativeEpochs)]
+    threads = Threads(wanted(config.threads, native=bool(native)), partial(_use_threads, native))
     with _interruption() as interrupted:
         try:
             for iteration in trainer:
@@ -99,9 +100,8 @@ def _writers(trainer: Trainer, config: Config, directory: Path, console: Console
     return writers
 
 
-def _use_threads(trainer: Trainer, count: int) -> None:
+def _use_threads(native: Sequence[NativeEpochs], count: int) -> None:
     """Native code's where that learns, and else torch's, whose others would wait busily in the way of native code's."""
-    native = [phase for phase in trainer.learner.every_phase() if isinstance(phase, NativeEpochs)]
     for phase in native:
         phase.threads = count
     torch.set_num_threads(1 if native else count)

@@ -40,8 +40,8 @@ def prepare(config: Config) -> None:
             importlib.import_module(module)
         except Exception as error:
             raise ConfigError(f"cannot import {module}: {error!r}") from error
-    if config.threads:
-        torch.set_num_threads(min(config.threads, processors()))
+    if config.threads != 0:
+        torch.set_num_threads(min(config.threads or 1, processors()))
 
 
 def _warn_of_emulation() -> None:

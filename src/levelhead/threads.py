@@ -9,6 +9,14 @@ def processors() -> int:
     return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
+def wanted(asked: int | None, *, native: bool) -> int:
+    """How many a run is to have, where `asked` leaves that open: native code has use for two, of which one does all the
+    work where the other finds no processor; a second one of torch's makes small networks slower."""
+    if asked is not None:
+        return asked
+    return 2 if native else 1
+
+
 class Threads:
     """A number of threads: the one that was asked for, or the fastest, found by an iteration with each power of two.
 

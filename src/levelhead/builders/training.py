@@ -53,6 +53,7 @@ from levelhead.optimizer import AUXILIARY, GROUPS, GroupSettings, Optimizer, Opt
 from levelhead.phases import Epochs, Phase, Split
 from levelhead.rewards import RewardTransform
 from levelhead.schedules import Coefficient
+from levelhead.threads import processors, wanted
 from levelhead.trainer import Trainer, TrainerSettings
 from levelhead.trust_region import TrustRegion
 
@@ -262,7 +263,8 @@ def build_learner(config: Config, policy: Policy, objective: Objective) -> Learn
         if compiled:
             return CompiledEpochs(loss, optimizer, split, policy, control)
         if reason is None:
-            return NativeEpochs(loss, optimizer, split, criterion, control, max(config.threads, 1))
+            threads = min(wanted(config.threads, native=True) or 1, processors())
+            return NativeEpochs(loss, optimizer, split, criterion, control, threads)
         return Epochs(loss, optimizer, split, control)
 
     def critic_epochs(epochs: int, minibatches: int) -> list[Phase]:
