@@ -3,6 +3,7 @@
 import io
 import itertools
 import re
+import warnings
 from contextlib import nullcontext
 from typing import get_args
 
@@ -242,6 +243,15 @@ def test_threads_are_those_of_native_code_where_it_learns(
     monkeypatch.setattr(native, "run_epochs", lambda plan: (asked.append(plan.threads), run(plan)))
     lh.train("CartPole-v1", config=tiny(threads=threads, total_steps=1, engine="native"))
     assert (asked, torch.get_num_threads()) == ([expected], 1)
+
+
+def test_threads_are_not_tried_where_each_number_would_be_compiled_for(four_processors, tiny, workdir):
+    file, config = io.StringIO(), tiny(threads=0, total_steps=5 * 32, engine="compile")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # torch's own
+        lh.train("CartPole-v1", config=config, console=Console(file=file))
+    assert "threads:" not in file.getvalue()
+    assert torch.get_num_threads() == 1
 
 
 @pytest.mark.skipif(not native.available(), reason="built without a compiler")

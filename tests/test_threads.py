@@ -2,7 +2,8 @@
 
 import pytest
 
-from levelhead.threads import Threads, wanted
+from levelhead import threads as module
+from levelhead.threads import Threads, processors, wanted
 
 
 @pytest.fixture
@@ -20,6 +21,21 @@ def test_the_fastest_stays(used):
     assert told == [None, None, None, "threads: 2 (1: 800 steps/s, 2: 1,310 steps/s, 4: 900 steps/s)"]
     assert threads.note(1e9) is None
     assert (threads.count, len(used)) == (2, 5)
+
+
+@pytest.mark.parametrize(
+    ("quota", "ranks", "expected"),
+    [(None, 1, 6), ("max 100000", 1, 6), ("200000 100000", 1, 2), ("150000 100000", 1, 1), ("50000 100000", 1, 1),
+     ("900000 100000", 1, 6), ("400000 100000", 2, 2), ("nonsense", 2, 3), (None, 8, 1)],
+)  # fmt: skip
+def test_processors_are_those_of_the_mask_or_of_a_quota_shared_by_ranks(
+    used, monkeypatch, tmp_path, quota, ranks, expected
+):
+    monkeypatch.setattr(module, "QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
+    if quota is not None:
+        (tmp_path / "cpu.max").write_text(quota + "\n")
+    assert processors() == expected
 
 
 @pytest.mark.parametrize(("asked", "native", "torch"), [(None, 2, 1), (0, 0, 0), (1, 1, 1), (5, 5, 5)])

@@ -439,7 +439,8 @@ class Config:
     """CPU threads, though no more than there are processors: torch's, for the whole process, or of native code where
     that takes the gradient steps. By default two of native code's, which has no use for more, and with which results
     are the same; and one of torch's, in which small networks get slower with a second one, and results differ by
-    rounding. 0: whichever is fastest, after an iteration with each power of two."""
+    rounding. 0: whichever is fastest, after an iteration with each power of two; one where steps are compiled, which
+    is done for a number of threads."""
     overlap: bool = False
     """Let the environments go on while the policy learns: they are one iteration ahead of it, and learning corrects for
     that with clipped importance weights. Of use where the environments leave Python alone, and learning takes long."""

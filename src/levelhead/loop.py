@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 
 from levelhead import checkpoint, rundir
-from levelhead.accelerate import NativeEpochs
+from levelhead.accelerate import CompiledEpochs, NativeEpochs
 from levelhead.config import Config
 from levelhead.distributed import from_first, gathered_values, is_first, leave_word, ranks
 from levelhead.envs import EnvState
@@ -47,8 +47,7 @@ def run_loop(
     from_first(lambda: writers.extend(_writers(trainer, config, directory, console)))
     forgiving = config.write_failure == "warn"
     watches = build_watches(config, trainer.policy.action_space)
-    native = [phase for phase in trainer.learner.every_phase() if isinstance(phase, NativeEpochs)]
-    threads = Threads(wanted(config.threads, native=bool(native)), partial(_use_threads, native))
+    threads = _threads(trainer, config)
     with _interruption() as interrupted:
         try:
             for iteration in trainer:
@@ -98,6 +97,15 @@ def _writers(trainer: Trainer, config: Config, directory: Path, console: Console
             console.print(line, soft_wrap=True, highlight=False, markup=False)
         writers.append(ConsoleWriter(config.total_steps, console))
     return writers
+
+
+def _threads(trainer: Trainer, config: Config) -> Threads:
+    phases = trainer.learner.every_phase()
+    native = [phase for phase in phases if isinstance(phase, NativeEpochs)]
+    asked = wanted(config.threads, native=bool(native))
+    if any(isinstance(phase, CompiledEpochs) for phase in phases):
+        asked = asked or 1  # with another number they would be compiled anew
+    return Threads(asked, partial(_use_threads, native))
 
 
 def _use_threads(native: Sequence[NativeEpochs], count: int) -> None:

@@ -19,7 +19,7 @@ class Stream(IntEnum):
 
 
 def derive(seed: int, stream: Stream, *place: int) -> int:
-    """A 32-bit seed for one stream at one place (iteration, epoch, environment), unrelated to all others."""
+    """A 32-bit seed for one stream at one place (iteration, shard, environment), unrelated to all others."""
     return int(np.random.SeedSequence(seed, spawn_key=(stream, *place)).generate_state(1)[0])
 
 

@@ -1,12 +1,26 @@
 """How many CPU threads a run has."""
 
+import math
 import os
 from collections.abc import Callable
+from pathlib import Path
+
+QUOTA = Path("/sys/fs/cgroup/cpu.max")
+"""Where a container finds what it may use: microseconds of processor time, or "max", in so many of the clock's."""
 
 
 def processors() -> int:
     """How many this process may use: where `torchrun` has started several on this machine, its share of them."""
-    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    together = min(len(os.sched_getaffinity(0)), _quota())
+    return max(1, int(together / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+
+
+def _quota() -> float:
+    try:
+        time, period = QUOTA.read_text().split()
+        return math.inf if time == "max" else int(time) / int(period)
+    except (OSError, ValueError):
+        return math.inf
 
 
 def wanted(asked: int | None, *, native: bool) -> int:

@@ -195,7 +195,7 @@ def test_auto_compiles_long_runs_of_small_networks_that_native_code_does_not_tak
     options = {"engine": "auto", "action": SQUASHED, **LONG, **changes}
     learner = configured_learner(steep_policy(REALS, **options), **options)
     assert all(isinstance(phase, CompiledEpochs) is compiled for phase in learner.phases)
-    assert ("torch.compile" in learner.engine) is compiled
+    assert ("torch.compile, as the run is long: it has no TanhGaussianHead" in learner.engine) is compiled
 
 
 def test_auto_does_not_compile_convolutions():
@@ -227,6 +227,40 @@ def test_a_module_that_cannot_be_compiled_goes_to_torch_with_a_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         pair.outcomes()
+
+
+class Counting(nn.Module):
+    """A layer that does something else whenever it is called."""
+
+    calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return x * (2 if self.calls % 2 else 3)
+
+
+def test_a_module_that_changes_from_step_to_step_does_what_it_does_in_torch():
+    def make():
+        policy = make_policy()
+        policy.network.actor.layers[0].append(Counting())
+        return policy
+
+    pair = Pair(make, {"ppo": PPOConfig(**FEW)})
+    pair.agree()
+    one, other = (policy.network.actor.layers[0][-1].calls for policy in pair.policies)
+    assert one == other > 0
+
+
+def test_hooks_that_come_later_are_called():
+    policy, calls = make_policy(), []
+    learner = configured_learner(policy, engine="compile", ppo=PPOConfig(**FEW))
+    batch = acted_on(policy, make_batch(policy, ROWS))
+    learn(learner, batch)
+    hook = policy.network.actor.register_forward_hook(lambda *_: calls.append(1))
+    learn(learner, batch)
+    hook.remove()
+    learn(learner, batch)
+    assert len(calls) == 8
 
 
 @pytest.mark.parametrize("what", ["compiler", "headers", "memory", "hook", "backward hook"])

@@ -8,13 +8,16 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value
 
-from levelhead.criterion import Loss, Terms
+from levelhead.accelerate.kept import hooked
+from levelhead.criterion import Criterion, Loss, Terms
 from levelhead.distributed import ranks
 from levelhead.divergence import KLControl
-from levelhead.networks import Policy
 from levelhead.optimizer import Optimizer
 from levelhead.phases import Epochs, Order, Refresh, Split
 from levelhead.rollout import Batch
+
+KNOWN = ("levelhead", "torch")
+"""Packages of whose parts it is known that nothing but tensors decides what they do within an iteration."""
 
 
 class CompiledEpochs(Epochs):
@@ -22,17 +25,18 @@ class CompiledEpochs(Epochs):
     from the gather to the gradient.
 
     It is compiled with the first step, for that batch's shapes. Where that fails, torch takes this step and all others,
-    and a warning says why.
+    and a warning says why. Torch takes those of iterations, too, in which there are hooks that want to be called.
 
     Args:
         loss, optimizer, split, control: as `Epochs` has them.
-        policy: whose loss it is.
+        criterion: whose loss it is.
     """
 
     def __init__(
-        self, loss: Loss, optimizer: Optimizer, split: Split, policy: Policy, control: KLControl | None = None
+        self, loss: Loss, optimizer: Optimizer, split: Split, criterion: Criterion, control: KLControl | None = None
     ) -> None:
         super().__init__(loss, optimizer, split, control)
+        policy = self._policy = criterion.policy
         self._module = _LossOf(policy, loss)
         paths = {id(p): path for path, p in self._module.named_parameters()}
         self._layout = {
@@ -45,19 +49,21 @@ class CompiledEpochs(Epochs):
         code = CompiledEpochs._in_one_graph.__code__.replace()
         own = MethodType(FunctionType(code, globals()), self)
         self._graph = torch.compile(own, fullgraph=True, dynamic=False)
-        self._checked = False
+        self._checked = self._hooked = False
+        parts = (*policy.modules(), criterion.objective)
+        self._known = all(type(part).__module__.split(".")[0] in KNOWN for part in parts)
         self._alone = ranks() == 1
 
     def __call__(self, batch: Batch, valid: Tensor, order: Order, refresh: Refresh | None = None) -> dict[str, Tensor]:
-        self._checked = False
+        self._checked, self._hooked = False, hooked(self._policy)
         return super().__call__(batch, valid, order, refresh)
 
     def _learn(self, batch: Batch, index: Tensor, weight: Tensor) -> None:
-        if self._graph is not None:
+        if self._graph is not None and not self._hooked:
             try:
                 # Whether the graph still fits is asked once an iteration: it takes a fifth of a step, and within one
-                # nothing changes but numbers.
-                with torch.compiler.set_stance(skip_guard_eval_unsafe=self._checked):
+                # nothing changes but numbers, in what is known here.
+                with torch.compiler.set_stance(skip_guard_eval_unsafe=self._checked and self._known):
                     terms = self._graph(batch, index, weight)
                 self._checked = True
             except RuntimeError as error:
@@ -106,7 +112,7 @@ class CompiledEpochs(Epochs):
 class _LossOf(nn.Module):
     """A loss as a module that has the policy's parameters, so that others can be put in their place."""
 
-    def __init__(self, policy: Policy, loss: Loss) -> None:
+    def __init__(self, policy: nn.Module, loss: Loss) -> None:
         super().__init__()
         self.policy = policy
         self.of = loss.of

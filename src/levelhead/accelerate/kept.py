@@ -62,8 +62,16 @@ class _Seen:
 
 
 def _kind(p: nn.Parameter) -> tuple[object, ...]:
-    hooked = bool(p._backward_hooks or p._post_accumulate_grad_hooks)  # tables stay when they are empty
-    return p.dtype, p.shape, p.data_ptr(), p.requires_grad, hooked
+    return p.dtype, p.shape, p.data_ptr(), p.requires_grad, has_hooks(p)
+
+
+def hooked(policy: Policy) -> bool:
+    """Whether something of somebody else's is called on the way through a policy, or back."""
+    return any(map(has_hooks, policy.parameters())) or any(hooks for m in policy.modules() for hooks in hooks_of(m))
+
+
+def has_hooks(p: nn.Parameter) -> bool:
+    return bool(p._backward_hooks or p._post_accumulate_grad_hooks)  # tables stay when they are empty
 
 
 def hooks_of(module: nn.Module) -> tuple[Mapping[int, Any], ...]:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from levelhead import native
-from levelhead.accelerate.kept import hooks_of
+from levelhead.accelerate.kept import has_hooks, hooked, hooks_of
 from levelhead.accelerate.layout import UnsupportedError, has_bias, linears, output_layer
 from levelhead.actions import (
     ActionHead,
@@ -143,8 +143,7 @@ def _require_learner(criterion: Criterion, control: KLControl | None) -> None:
     _require_policy(policy)
     parameters = list(policy.parameters())
     _require(all(p.requires_grad for p in parameters), "a parameter is frozen")
-    hooked = any(p._backward_hooks or p._post_accumulate_grad_hooks for p in parameters)
-    _require(not hooked, "a parameter has hooks")
+    _require(not any(map(has_hooks, parameters)), "a parameter has hooks")
     linears(policy.network.critic)
     _require_one_of(policy.value_head, VALUE_HEADS)
     _require_plain(policy.value_head.linear)
@@ -166,10 +165,7 @@ def _require_compilable(policy: Policy) -> None:
         _require(shutil.which(compiler) is not None, f"there is no C++ compiler, {compiler}")
         headers = Path(sysconfig.get_path("include"), "Python.h")
         _require(headers.exists(), f"Python's headers are missing, {headers}")
-    for p in policy.parameters():
-        _require(not p._backward_hooks and not p._post_accumulate_grad_hooks, "a parameter has hooks")
-    for module in policy.modules():
-        _require(not module._backward_hooks and not module._backward_pre_hooks, "a module has backward hooks")
+    _require(not hooked(policy), "a module or a parameter has hooks")
 
 
 def _require_policy(policy: Policy) -> None:

@@ -261,7 +261,7 @@ def build_learner(config: Config, policy: Policy, objective: Objective) -> Learn
 
     def run(loss: Loss, split: Split, control: KLControl | None = None) -> Epochs:
         if compiled:
-            return CompiledEpochs(loss, optimizer, split, policy, control)
+            return CompiledEpochs(loss, optimizer, split, criterion, control)
         if reason is None:
             threads = min(wanted(config.threads, native=True) or 1, processors())
             return NativeEpochs(loss, optimizer, split, criterion, control, threads)
@@ -289,7 +289,9 @@ def build_learner(config: Config, policy: Policy, objective: Objective) -> Learn
         later.append(Auxiliary(criterion, layer, optimizer, own_split, every, clone_coef))
     engine = _named(reason)
     if compiled:
-        engine = "torch.compile" + ", whose first takes up to a minute, as the run is long" * (config.engine == "auto")
+        engine = "torch.compile"
+        if config.engine == "auto":
+            engine += f", as the run is long: {reason}; the first takes up to a minute"
     in_torch = ["the trust region"] * isinstance(objective, TrustRegionObjective) + ["the auxiliary phase"] * len(later)
     if in_torch and (reason is None or compiled):
         engine += f"; {' and '.join(in_torch)} by torch"

@@ -18,7 +18,8 @@ class ValueHead(TargetStatistics, ABC):
     """The last layer of a value network: features `[L, D]` to values `[L, K]`, L being any leading shape.
 
     Two axes: *raw* values are in reward units, *normalized* ones live where the loss is taken. Subclasses differ in
-    what `forward_normalized` and `update` do; a caller never needs to ask which one it holds.
+    what `forward_normalized` and `update` do; a caller never needs to ask which one it holds. Their own buffers and
+    parameters are there from the beginning and written in place, so that a trainer can take a faulty rollout back.
 
     A new head predicts 0 in any units: its last layer is zero.
 
