@@ -214,21 +214,6 @@ class Peeking(nn.Module):
         return x * 2 if float(x.detach().sum()) > 0 else x
 
 
-def test_a_module_that_cannot_be_compiled_goes_to_torch_with_a_warning():
-    def make():
-        policy = make_policy()
-        policy.network.actor.layers[0].append(Peeking())
-        return policy
-
-    pair = Pair(make, {"ppo": PPOConfig(**FEW)})
-    with pytest.warns(UserWarning, match="gradient steps by torch after all, as they can't be compiled: .*"):
-        (expected, *_), (given, *_) = pair.outcomes()
-    assert same(given, expected)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        pair.outcomes()
-
-
 class Counting(nn.Module):
     """A layer that does something else whenever it is called."""
 
@@ -239,13 +224,29 @@ class Counting(nn.Module):
         return x * (2 if self.calls % 2 else 3)
 
 
-def test_a_module_that_changes_from_step_to_step_does_what_it_does_in_torch():
+def pair_with(layer):
+    """Two learners whose actor has such a layer."""
+
     def make():
         policy = make_policy()
-        policy.network.actor.layers[0].append(Counting())
+        policy.network.actor.layers[0].append(layer())
         return policy
 
-    pair = Pair(make, {"ppo": PPOConfig(**FEW)})
+    return Pair(make, {"ppo": PPOConfig(**FEW)})
+
+
+def test_a_module_that_cannot_be_compiled_goes_to_torch_with_a_warning():
+    pair = pair_with(Peeking)
+    with pytest.warns(UserWarning, match="gradient steps by torch after all, as they can't be compiled: .*"):
+        (expected, *_), (given, *_) = pair.outcomes()
+    assert same(given, expected)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pair.outcomes()
+
+
+def test_a_module_that_changes_from_step_to_step_does_what_it_does_in_torch():
+    pair = pair_with(Counting)
     pair.agree()
     one, other = (policy.network.actor.layers[0][-1].calls for policy in pair.policies)
     assert one == other > 0

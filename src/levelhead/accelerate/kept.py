@@ -67,7 +67,12 @@ def _kind(p: nn.Parameter) -> tuple[object, ...]:
 
 def hooked(policy: Policy) -> bool:
     """Whether something of somebody else's is called on the way through a policy, or back."""
-    return any(map(has_hooks, policy.parameters())) or any(hooks for m in policy.modules() for hooks in hooks_of(m))
+    return any(map(has_hooks, policy.parameters())) or modules_hooked(policy)
+
+
+def modules_hooked(policy: Policy) -> bool:
+    """The same of its modules alone."""
+    return any(hooks for m in policy.modules() for hooks in hooks_of(m))
 
 
 def has_hooks(p: nn.Parameter) -> bool:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from levelhead import native
-from levelhead.accelerate.kept import has_hooks, hooked, hooks_of
+from levelhead.accelerate.kept import has_hooks, hooked, modules_hooked
 from levelhead.accelerate.layout import UnsupportedError, has_bias, linears, output_layer
 from levelhead.actions import (
     ActionHead,
@@ -188,7 +188,7 @@ def _require_network(policy: Policy) -> None:
     _require(policy.device.type == "cpu", f"the policy is on {policy.device.type}")
     other = {p.dtype for p in policy.parameters()} - {torch.float32}
     _require(not other, f"parameters are {', '.join(str(dtype).removeprefix('torch.') for dtype in other)}")
-    _require(not any(hooks for m in policy.modules() for hooks in hooks_of(m)), "a module has hooks")
+    _require(not modules_hooked(policy), "a module has hooks")
     _require_one_of(policy, [Policy])
     _require_one_of(policy.network, [Network])
     _require([len(shape) for shape in policy.reader.shapes.values()] == [1], "observations are not one vector")
