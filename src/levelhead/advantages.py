@@ -31,8 +31,8 @@ def measured(advantage: Tensor, target: Tensor, value: Tensor, masks: Sequence[T
     """
     columns = torch.stack((advantage, target, target - value)).flatten(1).t()
     tasks = [moments(columns, mask.reshape(-1, 1), total) for mask in masks]
-    of = Moments(*(torch.stack(x, 1) for x in zip(*tasks, strict=True)))
-    return Measured(of.take(0), of.take(1), of.take(2))
+    kinds = zip(*(torch.stack(x, 1).unbind() for x in zip(*tasks, strict=True)), strict=True)
+    return Measured(*(Moments(*of) for of in kinds))
 
 
 @dataclass(frozen=True)

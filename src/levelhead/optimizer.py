@@ -92,8 +92,7 @@ class Optimizer:
         """Moves learning rates to `progress`, the share of training done before this iteration, counted from 0."""
         warm = min(1.0, (iteration + 1) / (self.settings.warmup + 1))
         for name, rate in self.learning_rates.items():
-            rate.advance(progress)
-            rate.tensor.mul_(warm)
+            rate.advance(progress, warm)
             if name in ACTING:
                 rate.tensor.mul_(self.rate_factor)
 

@@ -166,16 +166,11 @@ def minibatches(valid: Tensor, split: Split, order: Order, dtype: torch.dtype = 
     if shards > 1:
         # The shards' environments side by side, once for each chunk.
         columns = columns.view(-1, shards, order.environments // shards).transpose(0, 1)
-    each = columns.reshape(shards, -1).unbind()
-    size = -(-len(each[0]) // count)
-    full = len(each[0]) - count * (size - 1)
-    mixed = torch.stack(
-        [
-            own.index_select(0, torch.randperm(len(own), generator=generator))
-            for _ in range(split.epochs)
-            for own, generator in zip(each, order.shards, strict=True)
-        ]
-    )
+    each = columns.reshape(shards, -1)
+    size = -(-each.shape[1] // count)
+    full = each.shape[1] - count * (size - 1)
+    drawn = [torch.randperm(each.shape[1], generator=own) for _ in range(split.epochs) for own in order.shards]
+    mixed = each.repeat(split.epochs, 1).gather(1, torch.stack(drawn))
     slices = mixed[:, : full * size].reshape(-1, full, size)
     if full < count:
         short = mixed[:, full * size :].reshape(len(mixed), count - full, size - 1)

@@ -118,6 +118,6 @@ class Coefficient:
         self.schedule = value
         self.tensor = torch.tensor(value(0.0), device=device)
 
-    def advance(self, progress: float) -> None:
-        """Moves to `progress`, the share of training done."""
-        self.tensor.fill_(self.schedule(progress))
+    def advance(self, progress: float, factor: float = 1.0) -> None:
+        """Moves to `factor` times the value at `progress`, the share of training done."""
+        self.tensor.fill_(factor * self.schedule(progress))

@@ -144,7 +144,7 @@ class Trainer:
 
         before = [x.clone() for x in self._changing]
         health, metrics = self._learn(rollout)
-        values = to_host({"broken": ~health.ok, "steps": steps, **metrics})
+        values = to_host({"steps": steps, **metrics})
         finished = time.perf_counter()
 
         if values.pop("broken"):
@@ -198,7 +198,8 @@ class Trainer:
 
     @torch.no_grad()
     def _learn(self, rollout: Rollout) -> tuple[Health, dict[str, Tensor]]:
-        """Everything between two rollouts, without waiting for the device: whether all was finite, and the metrics."""
+        """Everything between two rollouts, without waiting for the device: what was looked at, and the metrics, among
+        them whether something was `broken`."""
         head, valid = self.policy.value_head, rollout.valid
         masks = rollout.masks(head.output_dim)
         given = rollout
@@ -251,10 +252,12 @@ class Trainer:
         with torch.enable_grad():
             metrics |= self.learner.learn(batch, columns(valid), healthy, self.iteration, anew)
         health.flags.update(self.learner.faults())
+        ok = health.ok
+        metrics["broken"] = ~ok
         if self.iteration % LOOK_EVERY == 0:
             metrics["health/dead_units"] = total(dead_units(self.policy, rollout.observation)) / ranks()
 
-        self.policy.reader.update(rollout.observation, valid, health.ok, total)
+        self.policy.reader.update(rollout.observation, valid, ok, total)
         return health, metrics
 
     def _next_value(self, rollout: Rollout, z: Tensor, had_scale: Tensor) -> Tensor:

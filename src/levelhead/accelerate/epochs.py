@@ -124,7 +124,7 @@ class NativeEpochs(Epochs):
             """The address of `x`, which stays until the call is over."""
             if x is None:
                 return None
-            kept.append(x.detach().to(dtype).contiguous())
+            kept.append(x.to(dtype).contiguous())
             return kept[-1].data_ptr()
 
         for name, layers in addresses.stacks.items():
@@ -240,9 +240,9 @@ def _require_rows(batch: Batch, policy: Policy) -> None:
     if batch.observation.shape[-1:] != next(iter(policy.reader.shapes.values())):
         raise ValueError(f"observations of shape {tuple(batch.observation.shape)}; expected {policy.reader.shapes}")
     if isinstance(head, CategoricalHead | MultiCategoricalHead):
-        counts = torch.tensor(head.actions if isinstance(head, MultiCategoricalHead) else head.code_dim)
-        if bool(((batch.action < 0) | (batch.action >= counts)).any()):
-            raise ValueError(f"an action is not among the {counts.tolist()} choices")
+        counts = head.actions if isinstance(head, MultiCategoricalHead) else head.code_dim
+        if not batch.action.equal(batch.action.clamp(min=0).minimum(torch.tensor(counts) - 1)):
+            raise ValueError(f"an action is not among the {counts} choices")
     known = tasks == 1 if batch.task is None else bool(((batch.task >= 0) & (batch.task < tasks)).all())
     if not known:
         raise ValueError(f"rows don't say which of {tasks} tasks they belong to")

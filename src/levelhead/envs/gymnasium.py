@@ -18,7 +18,7 @@ from levelhead.envs.sync import SyncEnvs, put
 from levelhead.envs.vec import ArrayStep, Step, VecEnv
 from levelhead.errors import ConfigError
 from levelhead.masks import MASK_KEY, read_mask, split_mask, without_mask
-from levelhead.spaces import Space, space_tree
+from levelhead.spaces import space_tree
 from levelhead.tree import Tree, tree_map
 
 Array = npt.NDArray[Any]
@@ -60,6 +60,7 @@ class GymnasiumVecEnv(VecEnv):
         # These go on while nobody waits for them.
         self._elsewhere = env if isinstance(env, ProcessEnvs | EnvPoolEnvs) and self.arrays else None
         self._action_tree = space_tree(self.action_space)
+        self._kind = self.action_space.dtype
         self._resetting = np.zeros(self.num_envs, dtype=np.bool_)
         self._nobody = np.zeros(self.num_envs, dtype=np.bool_)
         self._masked = False
@@ -77,19 +78,25 @@ class GymnasiumVecEnv(VecEnv):
         return self.step_arrays(tree_map(lambda x: x.cpu().numpy(), action)).tensors()
 
     def step_arrays(self, action: Tree) -> ArrayStep:
-        return self._answer(*self.env.step(tree_map(_cast, self._action_tree, action)))
+        return self._answer(*self.env.step(self._cast(action)))
 
     # These two say again what the base class does: calling it would cost a thousandth of training, or two.
     def send(self, action: Tree) -> None:
         if self._elsewhere is None:
             self._sent = action
         else:
-            self._elsewhere.step_async(tree_map(_cast, self._action_tree, action))
+            self._elsewhere.step_async(self._cast(action))
 
     def receive(self) -> Step | ArrayStep:
         if self._elsewhere is not None:
             return self._answer(*self._elsewhere.step_wait())
         return self.step_arrays(self._sent) if self.arrays else self.step(self._sent)
+
+    def _cast(self, action: Tree) -> Tree:
+        """In the action space's own kinds of numbers."""
+        if isinstance(action, np.ndarray) and action.dtype == self._kind:  # as it mostly is
+            return action
+        return tree_map(lambda space, x: x.astype(space.dtype, copy=False), self._action_tree, action)
 
     def _answer(
         self, observation: Any, reward: Array, terminated: Bools, truncated: Bools, info: Mapping[str, Any]
@@ -165,10 +172,6 @@ class GymnasiumVecEnv(VecEnv):
         if not masks.keys() <= self._parts.keys():
             raise ConfigError(f"action masks have parts {list(masks)}; after reset they had {list(self._parts)}")
         return {path: masks.get(path, torch.ones_like(first)) for path, first in self._parts.items()}
-
-
-def _cast(space: Space, action: Array) -> Array:
-    return action.astype(space.dtype, copy=False)
 
 
 def make_gymnasium(
