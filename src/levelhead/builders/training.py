@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Sequence
 from copy import deepcopy
+from typing import Literal
 
 import torch
 from torch import nn
@@ -248,27 +249,20 @@ def build_learner(config: Config, policy: Policy, objective: Objective) -> Learn
     optimizer = _build_optimizer(config, policy, layer)
 
     watched = control if control.needs_kl else None
-    reason = _why_torch(config, policy, learning_refusal(criterion, watched))
-    uncompiled = compiling_refusal(policy)
-    refused = {"native": reason, "compile": uncompiled}.get(config.engine)
-    if refused is not None:
-        others = ["auto", "torch", *(["compile"] if uncompiled is None else [])]
-        raise ConfigError(
-            f"engine is {config.engine}, which doesn't go with this run: {refused}; accepted: {', '.join(others)}"
-        )
-    long = reason is not None and uncompiled is None and compiling_pays(policy, _gradient_steps(config))
-    compiled = config.engine == "compile" or (config.engine == "auto" and long)
+    engine, told = _choose_engine(config, policy, learning_refusal(criterion, watched))
 
-    def run(loss: Loss, split: Split, control: KLControl | None = None) -> Epochs:
-        if compiled:
-            return CompiledEpochs(loss, optimizer, split, criterion, control)
-        if reason is None:
-            threads = min(wanted(config.threads, native=True) or 1, processors())
-            return NativeEpochs(loss, optimizer, split, criterion, control, threads)
-        return Epochs(loss, optimizer, split, control)
+    def epochs(loss: Loss, split: Split, control: KLControl | None = None) -> Epochs:
+        match engine:
+            case "compile":
+                return CompiledEpochs(loss, optimizer, split, criterion, control)
+            case "native":
+                threads = min(wanted(config.threads, native=True) or 1, processors())
+                return NativeEpochs(loss, optimizer, split, criterion, control, threads)
+            case "torch":
+                return Epochs(loss, optimizer, split, control)
 
-    def critic_epochs(epochs: int, minibatches: int) -> list[Phase]:
-        return [run(criterion.critic, Split(epochs, minibatches))] if epochs else []
+    def critic_epochs(count: int, minibatches: int) -> list[Phase]:
+        return [epochs(criterion.critic, Split(count, minibatches))] if count else []
 
     split = Split(ppo.epochs, ppo.minibatches)
     fitted = critic_epochs(ppo.epochs, ppo.minibatches)
@@ -276,26 +270,19 @@ def build_learner(config: Config, policy: Policy, objective: Objective) -> Learn
         case TrustRegionObjective():
             phases = [TrustRegion(criterion, optimizer, objective), *fitted]
         case VPGObjective():
-            phases = [run(criterion.actor, Split(1, 1)), *fitted]
+            phases = [epochs(criterion.actor, Split(1, 1)), *fitted]
         case _:
-            loss = criterion.joint if critic.joint else criterion.actor
-            phases = [run(loss, split, watched)]
+            phases = [epochs(criterion.joint if critic.joint else criterion.actor, split, watched)]
     own = critic.minibatches or ppo.minibatches
     phases = [*critic_epochs(critic.epochs_before, own), *phases, *critic_epochs(critic.epochs_after, own)]
     later: list[Phase] = []
     if layer is not None:
-        every, clone_coef = auxiliary.every, Coefficient(auxiliary.clone_coef, policy.device)
+        clone_coef = Coefficient(auxiliary.clone_coef, policy.device)
         own_split = Split(auxiliary.epochs, ppo.minibatches)
-        later.append(Auxiliary(criterion, layer, optimizer, own_split, every, clone_coef))
-    engine = _named(reason)
-    if compiled:
-        engine = "torch.compile"
-        if config.engine == "auto":
-            engine += f", as the run is long: {reason}; the first takes up to a minute"
+        later.append(Auxiliary(criterion, layer, optimizer, own_split, auxiliary.every, clone_coef))
     in_torch = ["the trust region"] * isinstance(objective, TrustRegionObjective) + ["the auxiliary phase"] * len(later)
-    if in_torch and (reason is None or compiled):
-        engine += f"; {' and '.join(in_torch)} by torch"
-    shards = place_shards(config)
+    if in_torch and engine != "torch":
+        told += f"; {' and '.join(in_torch)} by torch"
     return Learner(
         criterion,
         optimizer,
@@ -305,10 +292,44 @@ def build_learner(config: Config, policy: Policy, objective: Objective) -> Learn
         fitted,
         ppo.freeze_actor,
         config.seed,
-        engine,
-        shards,
+        told,
+        place_shards(config),
         config.num_envs // ranks(),
     )
+
+
+def _choose_engine(
+    config: Config, policy: Policy, refusal: str | None
+) -> tuple[Literal["torch", "native", "compile"], str]:
+    """What takes the gradient steps, and that for people to read.
+
+    Args:
+        config, policy: of the run.
+        refusal: why native code can't.
+
+    Raises:
+        ConfigError: the engine that was asked for can't.
+    """
+
+    def unfit(reason: str, *others: str) -> ConfigError:
+        return ConfigError(
+            f"engine is {config.engine}, which doesn't go with this run: {reason}; accepted: auto, torch"
+            + "".join(f", {other}" for other in others)
+        )
+
+    reason = _why_torch(config, policy, refusal)
+    if config.engine == "native" and reason is not None:
+        raise unfit(reason, *(["compile"] if compiling_refusal(policy) is None else []))
+    if config.engine == "compile":
+        if (uncompiled := compiling_refusal(policy)) is not None:
+            raise unfit(uncompiled)
+        return "compile", "torch.compile"
+    if reason is None:
+        return "native", _named(reason)
+    pays = config.engine == "auto" and compiling_pays(policy, _gradient_steps(config))
+    if pays and compiling_refusal(policy) is None:
+        return "compile", f"torch.compile, as the run is long: {reason}; the first takes up to a minute"
+    return "torch", _named(reason)
 
 
 def _gradient_steps(config: Config) -> int:
