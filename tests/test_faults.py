@@ -73,6 +73,27 @@ def test_what_an_environment_answers_must_be_finite(field, bad, value):
     stopped(make_trainer(env, value=value, network=NORMALIZED), where)
 
 
+@pytest.mark.parametrize("bad", [math.inf, -math.inf])
+def test_a_reward_that_is_clipped_must_be_finite_too(bad):
+    env = Tampered(Noise(num_envs=4), poisoned("reward", bad, at=STEPS + 3))
+    stopped(make_trainer(env, clip_reward=1.0), r"reward of environment 2 at step 3 .*iteration 2 on rank 0")
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_log_probability_must_be_finite_though_its_ratio_may_be(bad, monkeypatch):
+    trainer = make_trainer(Noise(num_envs=4))
+    collect = trainer.collector.collect
+
+    def collected(iteration):
+        rollout = collect(iteration)
+        if iteration == 1:
+            rollout.log_prob[5, 1] = bad
+        return rollout
+
+    monkeypatch.setattr(trainer.collector, "collect", collected)
+    stopped(trainer, r"log-probability of environment 1 at step 5 .*iteration 2 on rank 0")
+
+
 @pytest.mark.parametrize("iterations", [0, 1])
 @pytest.mark.parametrize("poison", ["reward", Poisoned], ids=["before learning", "while learning"])
 @pytest.mark.parametrize("env", [Noise, Duo])

@@ -20,6 +20,8 @@ class Measured(NamedTuple):
     target: Moments
     residual: Moments
     """Of what values lack to the targets."""
+    finite: Tensor
+    """0-d bool: whether all of these samples were."""
 
 
 def measured(advantage: Tensor, target: Tensor, value: Tensor, masks: Sequence[Tensor]) -> Measured:
@@ -31,8 +33,9 @@ def measured(advantage: Tensor, target: Tensor, value: Tensor, masks: Sequence[T
     """
     columns = torch.stack((advantage, target, target - value)).flatten(1).t()
     tasks = [moments(columns, mask.reshape(-1, 1), total) for mask in masks]
-    kinds = zip(*(torch.stack(x, 1).unbind() for x in zip(*tasks, strict=True)), strict=True)
-    return Measured(*(Moments(*of) for of in kinds))
+    of = Moments(*(torch.stack(x, 1) for x in zip(*tasks, strict=True)))
+    kinds = zip(*(x.unbind() for x in of), strict=True)
+    return Measured(*(Moments(*kind) for kind in kinds), finite=of.finite.all())
 
 
 @dataclass(frozen=True)

@@ -1,70 +1,72 @@
-"""What must be finite: checked on the device without waiting for it, named on the host once it is known."""
+"""What was not finite, named once it is known that something was; and hidden units that tell nothing apart."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from levelhead.distributed import gathered_values, largest
+from levelhead.distributed import gathered_values
 from levelhead.layers import ACTIVATIONS
 from levelhead.networks import Policy
 from levelhead.numerics import nothing
-from levelhead.tree import Tree, tree_leaves, tree_map
+from levelhead.rollout import Rollout
+from levelhead.tree import Tree, by_path, tree_leaves, tree_map
 
 
-class Health:
-    """The tensors of a rollout that must be finite in every valid row.
+@dataclass(frozen=True)
+class Evidence:
+    """What must be finite of a rollout, kept until it is known whether all of it was."""
 
-    Args:
-        valid: `[T, N]` bool.
-        tensors: `[T, N, ...]` by name, in the order in which one follows from another within a step.
-        later: the same, of what row t learns of step t + 1.
-    """
-
-    def __init__(self, valid: Tensor, tensors: Mapping[str, Tensor], later: Mapping[str, Tensor]) -> None:
-        every = {**tensors, **later}
-        # All that have one number for each row are read at once.
-        rows = [x if x.shape == valid.shape else nothing(x, valid.shape) for x in every.values()]
-        bad = (nothing(torch.stack(rows), (len(rows), *valid.shape)) != 0) & valid
-        self._bad_rows = dict(zip(every, bad.unbind(), strict=True))
-        self._later = later.keys()
-        self.flags = dict(zip(every, bad.flatten(1).any(1).unbind(), strict=True))
-        """0-d bool by name: whether something was not finite. More may be added, where no row is to blame."""
+    rollout: Rollout
+    """In its valid rows."""
+    advantage: Tensor
+    target: Tensor
 
     @property
-    def ok(self) -> Tensor:
-        """0-d bool: whether all was finite, on all ranks."""
-        return ~largest(torch.stack(tuple(self.flags.values())).any())
+    def hidden(self) -> Tensor:
+        """0-d bool: whether something was not finite that needs not show in advantages and targets, as values do, and
+        observations in values: log-probabilities, and rewards that are clipped."""
+        seen = torch.stack((self.rollout.log_prob, self.rollout.reward))
+        return nothing(torch.where(self.rollout.valid, seen, 0.0), ()) != 0
 
-    def diagnose(self, when: str, suspects: Sequence[int]) -> str:
+    def diagnose(self, when: str, faults: Mapping[str, Tensor], suspects: Sequence[int]) -> str:
         """Names what broke, where, and on which rank; all ranks must ask. There is something that broke.
 
         Args:
             when: it was.
+            faults: 0-d bool by name: what of learning was not finite.
             suspects: ranks on which a loss or a gradient was not finite before it was summed.
         """
-        found = gathered_values((self._broken_row(), self._broken_flag()))
+        found = gathered_values((self._broken_row(), self._broken_whole(faults)))
         for i, (row, _) in enumerate(found):
             if row is not None:
                 return f"{row}, {when} on rank {i}"
-        first = next(iter(suspects), next((i for i, (_, flag) in enumerate(found) if flag is not None), 0))
+        first = next(iter(suspects), next((i for i, (_, whole) in enumerate(found) if whole is not None), 0))
         return f"{found[first][1]}, {when} on rank {first}"
 
-    def _broken_flag(self) -> str | None:
-        broken = [name for name, flag in self.flags.items() if bool(flag)]
-        return f"non-finite {broken[0]}" if broken else None
-
     def _broken_row(self) -> str | None:
-        """The tensor that broke first here, by step and then in the order given, and where; waits for the device."""
-        broken = [name for name, flag in self.flags.items() if bool(flag)]
+        """The tensor that broke first here, by step and then as one follows from another, and where."""
+        rollout = self.rollout
+        floats = {path: x for path, x in by_path(rollout.observation).items() if x.is_floating_point()}
+        observations = {f"observation {path}".rstrip(): x for path, x in floats.items()}
+        now = {"log-probability": rollout.log_prob, "reward": rollout.reward, "value": rollout.value}
+        # Nothing follows a real end, so no value needs to.
+        later = {"value of a successor": torch.where(rollout.terminated, 0.0, rollout.next_value)}
         first: tuple[int, str] | None = None
-        for name in broken:
-            if name in self._bad_rows:
-                step, environment = (int(i) for i in self._bad_rows[name].nonzero()[0])
-                happened = step + (name in self._later)
+        for name, x in {**observations, **now, **later}.items():
+            broken = (nothing(x, rollout.valid.shape) != 0) & rollout.valid
+            for step, environment in broken.nonzero()[:1].tolist():
+                happened = step + (name in later)
                 if first is None or happened < first[0]:
                     first = happened, f"non-finite {name} of environment {environment} at step {step} of the rollout"
         return None if first is None else first[1]
+
+    def _broken_whole(self, faults: Mapping[str, Tensor]) -> str | None:
+        """What broke first where no row is to blame."""
+        estimates = {"advantage": self.advantage, "target": self.target}
+        broken = {name: nothing(x[self.rollout.valid], ()) != 0 for name, x in estimates.items()}
+        return next((f"non-finite {name}" for name, flag in {**broken, **faults}.items() if bool(flag)), None)
 
 
 @torch.no_grad()

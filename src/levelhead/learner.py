@@ -143,6 +143,11 @@ class Learner:
         for phase in (*self.phases, *self.later):
             phase.forget()
 
+    @property
+    def blocked(self) -> Tensor:
+        """0-d float: 1 where something was not finite in the latest `learn`, or before, so that steps were left out."""
+        return self.optimizer.blocked
+
     def faults(self) -> dict[str, Tensor]:
         """0-d bool per checked tensor: whether it was not finite in the latest `learn`."""
         return self.optimizer.faults()

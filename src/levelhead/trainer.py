@@ -16,15 +16,15 @@ from levelhead.envs import EnvState
 from levelhead.episodes import Episode
 from levelhead.errors import LevelheadError, RankError, TrainingFault
 from levelhead.estimators import Estimator
-from levelhead.health import Health, dead_units
+from levelhead.health import Evidence, dead_units
 from levelhead.learner import Learner
 from levelhead.metrics import to_host
 from levelhead.networks import Policy
-from levelhead.numerics import explained, nothing, pick
+from levelhead.numerics import explained, pick
 from levelhead.rewards import RewardTransform
 from levelhead.rollout import Batch, BurnIn, Rollout, before_chunks, chunked, unchunked
 from levelhead.schedules import Schedule
-from levelhead.tree import Tree, by_path, tree_map
+from levelhead.tree import Tree, tree_map
 
 LOOK_EVERY = 10
 """Iterations from one look at hidden units to the next."""
@@ -143,12 +143,13 @@ class Trainer:
             self.collector.ahead(self.iteration + 1)
 
         before = [x.clone() for x in self._changing]
-        health, metrics = self._learn(rollout)
+        evidence, metrics = self._learn(rollout)
         values = to_host({"steps": steps, **metrics})
         finished = time.perf_counter()
 
         if values.pop("broken"):
-            fault = health.diagnose(f"in iteration {self.iteration + 1}", self.learner.optimizer.suspects())
+            when, suspects = f"in iteration {self.iteration + 1}", self.learner.optimizer.suspects()
+            fault = evidence.diagnose(when, self.learner.faults(), suspects)
             for now, then in zip(self._changing, before, strict=True):
                 now.copy_(then)
             self.learner.forget()
@@ -197,23 +198,21 @@ class Trainer:
         return rollout, sorted((episode for _, part in told for episode in part), key=lambda episode: episode.step)
 
     @torch.no_grad()
-    def _learn(self, rollout: Rollout) -> tuple[Health, dict[str, Tensor]]:
-        """Everything between two rollouts, without waiting for the device: what was looked at, and the metrics, among
-        them whether something was `broken`."""
+    def _learn(self, rollout: Rollout) -> tuple[Evidence, dict[str, Tensor]]:
+        """Everything between two rollouts, without waiting for the device: the metrics, among them whether something
+        was `broken`, and what tells more about that."""
         head, valid = self.policy.value_head, rollout.valid
         masks = rollout.masks(head.output_dim)
         given = rollout
         if self.rewards is not None:
             rollout = self.rewards(given)
         advantage, target = self.estimator(rollout, masks)
-        health = _health(given, advantage)
-        healthy = health.ok  # on all ranks
-
         of = measured(advantage, target, rollout.value, masks)
+        evidence = Evidence(given, advantage, target)
+        healthy = of.finite & ~largest(evidence.hidden)
         had_scale = head.scaled.clone()
         next_z = head.normalize(rollout.next_value, task=rollout.task) if self.estimator.refreshed else None
-        known = head.observe_moments(of.target._replace(weight=of.target.weight * healthy)).all()
-        health.flags["target"] = healthy & ~known.to(valid.device)
+        head.observe_moments(of.target._replace(weight=of.target.weight * healthy))
         y = head.normalize(target, task=rollout.task)
         metrics = {
             "value/preservation_error": self._preservation_error(rollout, had_scale),
@@ -251,14 +250,12 @@ class Trainer:
         anew = estimate if self.estimator.refreshed else None
         with torch.enable_grad():
             metrics |= self.learner.learn(batch, columns(valid), healthy, self.iteration, anew)
-        health.flags.update(self.learner.faults())
-        ok = health.ok
-        metrics["broken"] = ~ok
+        metrics["broken"] = broken = largest(self.learner.blocked)
         if self.iteration % LOOK_EVERY == 0:
             metrics["health/dead_units"] = total(dead_units(self.policy, rollout.observation)) / ranks()
 
-        self.policy.reader.update(rollout.observation, valid, ok, total)
-        return health, metrics
+        self.policy.reader.update(rollout.observation, valid, broken == 0, total)
+        return evidence, metrics
 
     def _next_value(self, rollout: Rollout, z: Tensor, had_scale: Tensor) -> Tensor:
         """Values of the successors as the critic would give them after its statistics have moved, `[T, N]`.
@@ -414,20 +411,3 @@ def _reason(failure: Exception | None) -> str | None:
 def _weighted(rollout: Rollout, advantage: Tensor) -> Tensor:
     """Advantages as they enter the loss of a policy that isn't the one that acted: by clipped importance weights."""
     return advantage if rollout.ratio is None else advantage * rollout.ratio.clamp(max=1.0)
-
-
-def _health(rollout: Rollout, advantage: Tensor) -> Health:
-    """What of a rollout must be finite. Nothing follows a real end, so no value needs to."""
-    floats = {path: x for path, x in by_path(rollout.observation).items() if x.is_floating_point()}
-    health = Health(
-        rollout.valid,
-        {
-            **{f"observation {path}".rstrip(): x for path, x in floats.items()},
-            "log-probability": rollout.log_prob,
-            "reward": rollout.reward,
-            "value": rollout.value,
-        },
-        later={"value of a successor": torch.where(rollout.terminated, 0.0, rollout.next_value)},
-    )
-    health.flags["advantage"] = nothing(advantage, ()) != 0
-    return health
