@@ -258,7 +258,7 @@ def _continue(run: str | Path, total_steps: int | None, parts: Parts, console: C
             for _ in metrics_until(directory / rundir.METRICS, trainer.iteration):
                 pass  # damage is refused before anything changes
             checkpoint.supersede(source)
-            rundir.write_info(directory, replace(info, launch=launch()))
+            rundir.write_info(directory, info)
 
         from_first(supersede)
         interrupted = run_loop(trainer, config, directory, lambda: _score(policy, environment, config), console)

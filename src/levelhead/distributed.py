@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 from torch import distributed as dist
-from torch.distributed import PrefixStore  # pyright: ignore[reportPrivateImportUsage]  # documented there
+from torch.distributed import PrefixStore, TCPStore  # pyright: ignore[reportPrivateImportUsage]  # documented there
 
 from levelhead.errors import ConfigError, LevelheadError, RankError
 from levelhead.store import Words, answered, open_store
@@ -59,12 +59,17 @@ WHOLE = Shards()
 class _Ours:
     """What collectives go through, beside torch's own group, which is global too."""
 
+    trainings: int = 0
+    """So many this process has begun: a script may call for several, one after another."""
+    root: TCPStore | None = None
+    """What all of them find each other by, once there is one."""
+    attempt: int = 1
+    """Of `torchrun` to get to the end."""
     group: Any = None
     """The group with a run's time-out; None for torch's."""
     store: PrefixStore | None = None
+    """Of this training."""
     words: Words | None = None
-    attempt: int = 1
-    """Of `torchrun` to get to the end."""
     answering: float = ANSWERING
 
 
@@ -77,10 +82,11 @@ def _grouped() -> bool:
 
 @contextmanager
 def process_group() -> Generator[None]:
-    """Joins the other processes that `torchrun` has started, and leaves them at the end.
+    """Around a training: joins the other processes that `torchrun` has started, and leaves them at the end.
 
-    Where there are none, or a group exists already, nothing happens.
+    Where there are none, or a group exists already, nothing happens, but that it is counted.
     """
+    _ours.trainings += 1
     if _grouped() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
@@ -89,7 +95,9 @@ def process_group() -> Generator[None]:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     try:
         number, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        _ours.store, _ours.attempt = open_store(number, count, JOINING)
+        if _ours.root is None:
+            _ours.root, _ours.attempt = open_store(number, count, JOINING)
+        _ours.store = PrefixStore(f"levelhead/{_ours.attempt}/{_ours.trainings}", _ours.root)
         backend, patience = "cpu:gloo,cuda:nccl" if gpus else "gloo", timedelta(seconds=JOINING)
         dist.init_process_group(backend, store=_ours.store, rank=number, world_size=count, timeout=patience)
     except (KeyError, ValueError, RuntimeError) as error:
@@ -175,7 +183,7 @@ class Cutoff:
         """Starts a rollout."""
         if (store := _ours.store) is not None and is_first():
             _asked(lambda: store.delete_key(self._key))
-        self._key = f"done/{iteration}"
+        self._key = f"done/{_ours.trainings}/{iteration}"
         self._asked = time.monotonic()
 
     def finish(self) -> None:
@@ -193,11 +201,14 @@ class Cutoff:
 
 
 def launch() -> str | None:
-    """What stays the same when `torchrun` starts the processes again after one was lost; None without `torchrun`."""
+    """Which training of which `torchrun` call this is, the same when it starts the processes again after one was lost;
+    None without `torchrun`."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return None
     name = os.environ["TORCHELASTIC_RUN_ID"]
-    return name if name != "none" else f"{platform.node()} {os.getppid()} {_started(os.getppid())}"
+    if name == "none":
+        name = f"{platform.node()} {os.getppid()} {_started(os.getppid())}"
+    return f"{name} #{_ours.trainings}"
 
 
 def _started(process: int) -> str:

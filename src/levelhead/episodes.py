@@ -90,6 +90,9 @@ class Episodes:
         return {"returns": [list(x) for x in self.returns], "lengths": [list(x) for x in self.lengths]}
 
     def load_state_dict(self, state: dict[str, list[list[float]]]) -> None:
+        """Goes on from there, whatever was before."""
         for returns, lengths, r, n in zip(self.returns, self.lengths, state["returns"], state["lengths"], strict=True):
+            returns.clear()
             returns.extend(r)
+            lengths.clear()
             lengths.extend(int(x) for x in n)

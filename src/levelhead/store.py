@@ -18,10 +18,12 @@ from torch.distributed import PrefixStore, TCPStore  # pyright: ignore[reportPri
 T = TypeVar("T")
 
 
-def open_store(number: int, count: int, patience: float) -> tuple[PrefixStore, int]:
-    """Where ranks find each other, and leave word; and which attempt of `torchrun` this is, counted from 1.
+def open_store(number: int, count: int, patience: float) -> tuple[TCPStore, int]:
+    """Where ranks find each other, and leave word; and which attempt of `torchrun` this is, counted from 1. A process
+    asks once.
 
-    `torchrun`'s own store lives on from one attempt to the next, with addresses of processes that are no more.
+    `torchrun`'s own store lives on from one attempt to the next, with addresses of processes that are no more: each
+    attempt needs names of its own there.
 
     Args:
         number: of this rank.
@@ -34,8 +36,7 @@ def open_store(number: int, count: int, patience: float) -> tuple[PrefixStore, i
     agents = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     host, port, wait = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), timedelta(seconds=patience)
     store = TCPStore(host, port, count, not agents and number == 0, wait, multi_tenant=True)
-    attempt = _agree(store, number, count, patience) if agents else 1
-    return PrefixStore(f"levelhead/{attempt}", store), attempt
+    return store, _agree(store, number, count, patience) if agents else 1
 
 
 def _agree(store: TCPStore, number: int, count: int, patience: float) -> int:

@@ -68,6 +68,9 @@ def test_values_are_in_reward_units_one_per_observation():
     expected = policy.value_head(features_of(policy, policy.reader(x))[1]).squeeze(-1)
     assert torch.equal(value, expected)
     assert value.std() > 10  # the targets' std was 100: these are not normalised values
+    one = policy.value(x[2, 1])  # with no leading dimension at all
+    assert one.shape == ()
+    torch.testing.assert_close(one, value[2, 1])
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.int32, torch.uint8])

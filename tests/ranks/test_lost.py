@@ -94,6 +94,36 @@ def test_a_run_whose_directory_has_a_name_of_its_own_is_found_again(together, wo
     assert iterations(run) == list(range(1, 11))
 
 
+SEVERAL = """
+import sys
+from dataclasses import replace
+import fickle
+import levelhead as lh
+
+small = lh.NetworkConfig(actor=(8,), critic=(8,))
+often = {"total_steps": 640, "checkpoint_every": 128}
+config = lh.Config("Fickle-v0", num_envs=4, num_steps=16, device="cpu", network=small, **often)
+for seed, what in enumerate(sys.argv[1:]):
+    env = lh.EnvConfig(kwargs={"what": what, "at": 16 * 3 + 5})
+    run = lh.train("Fickle-v0", config=replace(config, seed=seed, env=env))
+    print(f"seed {run.config.seed} took {run.step} steps in {run.directory}", flush=True)
+"""
+
+
+@pytest.mark.parametrize("fates", [("", ""), ("", "die"), ("die", "")])
+def test_a_script_may_train_several_times_whichever_of_them_loses_a_rank(together, workdir, fates):
+    (workdir / "fickle.py").write_text(MODULE)
+    (workdir / "several.py").write_text(SEVERAL)
+    status, said = together(RANKS, "several.py", *fates, cwd=workdir, restarts=1)
+    assert status == 0, said
+    runs = sorted((workdir / "runs" / "Fickle-v0").iterdir(), key=lambda run: run.name.rpartition("-s")[2])
+    assert len(runs) == len(fates)
+    for seed, run in enumerate(runs):
+        assert iterations(run) == list(range(1, 11))
+        assert json.loads((run / "config.json").read_text())["config"]["seed"] == seed
+        assert re.search(rf"seed {seed} took 640 steps in \S*{run.name}\n", said)
+
+
 def test_a_rank_that_dies_before_the_first_checkpoint_starts_anew(train, workdir):
     status, said = train("broken", "die", "--checkpoint-every", 0, restarts=1)
     assert status == 0, said

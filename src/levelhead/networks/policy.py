@@ -191,11 +191,11 @@ class Policy(nn.Module):
         A policy with memory takes each as the first of an episode.
         """
         leading = self.reader.leading(observation)
-        x = tree_map(lambda part: part.flatten(0, len(leading) - 1), self.reader(observation))
         n = prod(leading)
+        x = tree_map(lambda part: part.reshape(n, *part.shape[len(leading) :]), self.reader(observation))
         reset = torch.ones(1, n, dtype=torch.bool, device=self.device)
         features, _ = self.critic_features(x, self.network.initial_state(n), reset)
-        return self.value_head(features).unflatten(0, leading)
+        return self.value_head(features).reshape(*leading, -1)
 
     def value(self, observation: Tree, task: Tensor | None = None) -> Tensor:
         """Value of each observation in reward units, for the task that it belongs to, `[L]`; changes no state.
