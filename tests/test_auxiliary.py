@@ -104,8 +104,9 @@ def test_targets_that_waited_are_of_the_same_reward_when_the_axis_has_moved(monk
     learn(learner, batch)
     head.observe(torch.linspace(50, 100, 30))
     seen = []
-    monkeypatch.setattr(phase, "_loss", lambda rows, weight: seen.append(rows.target) or real(rows, weight))
-    real = Auxiliary._loss.__get__(phase)
+    real = phase.loss.of
+    watched = phase.loss._replace(of=lambda rows, weight: seen.append(rows.target) or real(rows, weight))
+    monkeypatch.setattr(phase, "loss", watched)
     learn(learner, make_batch(policy, 12, seed=1))
     first = torch.cat(seen[: len(seen) // phase.split.epochs])
     expected = torch.cat((head.normalize(rewards), make_batch(policy, 12, seed=1).target), 1).flatten()

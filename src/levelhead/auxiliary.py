@@ -5,11 +5,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from levelhead.criterion import Criterion, Terms
-from levelhead.metrics import RunningMean
+from levelhead.criterion import Criterion, Loss, Terms
 from levelhead.numerics import pick
 from levelhead.optimizer import AUXILIARY, GROUPS, Optimizer
-from levelhead.phases import Order, Phase, Refresh, Split, minibatches
+from levelhead.phases import Epochs, Order, Refresh, Split, minibatches
 from levelhead.rollout import Batch
 from levelhead.schedules import Coefficient
 
@@ -24,7 +23,7 @@ class _Kept:
     """In reward units, as the axis moves while it waits."""
 
 
-class Auxiliary(Phase):
+class Auxiliary(Epochs):
     """Every few iterations, epochs over all rollouts since the last time.
 
     A linear layer on the actor's features learns to predict value targets, and what is below it learns with it, as far
@@ -54,15 +53,12 @@ class Auxiliary(Phase):
         every: int,
         clone_coef: Coefficient,
     ) -> None:
+        super().__init__(Loss(self._loss, self.NAMES, (*GROUPS, AUXILIARY)), optimizer, split)
         self.criterion = criterion
         self.layer = layer
-        self.optimizer = optimizer
-        self.split = split
         self.every = every
         self.clone_coef = clone_coef
-        self.groups = tuple(name for name in (*GROUPS, AUXILIARY) if name in optimizer.flat)
         self._kept: list[_Kept] = []
-        self._means = RunningMean(self.NAMES, layer.weight.device)
 
     def advance(self, progress: float) -> None:
         self.clone_coef.advance(progress)
@@ -78,7 +74,7 @@ class Auxiliary(Phase):
         self._kept.append(_Kept(batch, valid.clone(), target))  # the collector writes over its own
         if len(self._kept) < self.every:
             return {}
-        rollouts = [(self._as_of_now(kept), kept.valid) for kept in self._kept]
+        rollouts = [(self._relabelled(kept), kept.valid) for kept in self._kept]
         self.forget()
         splits = [minibatches(valid, self.split, order, batch.advantage.dtype) for batch, valid in rollouts]
         for epoch in range(self.split.epochs):
@@ -88,16 +84,11 @@ class Auxiliary(Phase):
                 for part in zip(index[epoch], weight[epoch], strict=True)
             ]
             for i in torch.randperm(len(parts), generator=order.common()).tolist():
-                batch, index, weight = parts[i]
-                terms = self._loss(batch.take(index), weight)
-                self.optimizer.backward(terms.loss)
-                numbers = torch.cat((terms.loss.detach().unsqueeze(0), terms.means))
-                self.optimizer.total_(self.groups, numbers)
-                self.optimizer.follow(numbers[0], self.groups)
-                self._means.add(numbers[1:])
-        return self._means.take()
+                self._learn(*parts[i])
+        means = self._means.take()
+        return {name: means[name] for name in self.NAMES}
 
-    def _as_of_now(self, kept: _Kept) -> Batch:
+    def _relabelled(self, kept: _Kept) -> Batch:
         """With what policy and critic say now, on the axis of now."""
         opinion = self.criterion.opinion(kept.batch)
         target = self.criterion.policy.value_head.normalize(kept.target, task=kept.batch.task)

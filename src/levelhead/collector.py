@@ -14,7 +14,7 @@ from levelhead.distributed import WHOLE, Cutoff, Shards
 from levelhead.envs import EnvState, VecEnv
 from levelhead.episodes import Episode, Episodes
 from levelhead.networks import Policy, State
-from levelhead.numerics import nothing, pick
+from levelhead.numerics import pick, zero_if_finite
 from levelhead.rollout import Rollout
 from levelhead.seeding import Stream, derive, generator
 from levelhead.stepping import Played, SteppingLoop, play_in_turn
@@ -186,9 +186,9 @@ class Collector:
             last_features=features,
             task=played.task,
         )
-        return self._as_of_now(rollout).clone() if self._lags else rollout
+        return self._as_if_drawn_now(rollout).clone() if self._lags else rollout
 
-    def _as_of_now(self, rollout: Rollout) -> Rollout:
+    def _as_if_drawn_now(self, rollout: Rollout) -> Rollout:
         """The same actions as if the policy that learns had drawn them, and how much likelier it would."""
 
         def rows(tree: Tree) -> Tree:
@@ -260,7 +260,7 @@ class Collector:
         values = self.policy.value_head(features)
         for part in tree_leaves(observation):
             if part.is_floating_point():
-                values = values + nothing(part, features.shape[:2]).unsqueeze(-1)
+                values = values + zero_if_finite(part, features.shape[:2]).unsqueeze(-1)
         return values
 
     def ended(self) -> list[Episode]:

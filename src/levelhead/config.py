@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from levelhead.accelerate import Engine
+from levelhead.actions import BoundsHandling
 from levelhead.divergence import Check
 from levelhead.envs import Backend
 from levelhead.errors import ConfigError
@@ -30,7 +31,6 @@ AdvantageScale = Literal["rollout", "minibatch", "head", "percentile", "none"]
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["float32", "tf32", "bfloat16", "float64"]
 Distribution = Literal["gaussian", "tanh", "beta"]
-Bounds = Literal["clip", "rescale"]
 SigmaKind = Literal["fixed", "scheduled", "independent", "conditioned"]
 MemoryKind = Literal["none", "lstm", "gru"]
 Place = Literal["before", "after"]
@@ -166,7 +166,7 @@ class ActionConfig:
 
     distribution: Distribution = "gaussian"
     """Of real numbers: Gaussian, Gaussian squashed into the bounds by tanh, or Beta."""
-    bounds: Bounds = "clip"
+    bounds: BoundsHandling = "clip"
     """What a Gaussian's actions mean: numbers of the environment clipped to its bounds, or shares of the way between
     these, -1 to 1."""
     sigma: SigmaKind = "independent"

@@ -13,7 +13,7 @@ from levelhead.networks import Policy, State
 from levelhead.numerics import moments, pick, standardize
 from levelhead.objectives import Objective
 from levelhead.optimizer import ACTING, GROUPS
-from levelhead.rollout import Batch
+from levelhead.rollout import Batch, by_task
 from levelhead.schedules import Coefficient, Schedule
 from levelhead.tree import Tree, tree_map
 
@@ -166,10 +166,8 @@ class Criterion:
     @torch.no_grad()
     def _standardized(self, batch: Batch, valid: Tensor) -> Batch:
         """The batch with advantages of mean 0 and standard deviation 1, each task by itself."""
-        tasks = range(self.policy.value_head.output_dim)
-        masks = [valid] if batch.task is None else [valid & (batch.task == k) for k in tasks]
         scaled = torch.zeros_like(batch.advantage)
-        for mask in masks:
+        for mask in by_task(valid, batch.task, self.policy.value_head.output_dim):
             of = moments(batch.advantage.reshape(-1, 1), mask.reshape(-1, 1), total).take(0)
             scaled = torch.where(mask, standardize(batch.advantage, mask, of, of.magnitude), scaled)
         return replace(batch, advantage=scaled)

@@ -17,7 +17,7 @@ class Critic:
         self.policy = policy
 
     def start(self) -> None:
-        """A new rollout, which parameters may have moved since the last one."""
+        """A new rollout begins; parameters may have moved since the last one."""
 
     def __call__(self, observation: Tree, state: State, begins: Tensor) -> tuple[Tensor, State]:
         """What the head reads, `[T, N, D]`, and the state after the last step.

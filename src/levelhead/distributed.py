@@ -165,7 +165,7 @@ class Cutoff:
     """Ends the rollouts of slow ranks once enough others are done with theirs.
 
     Args:
-        share: of the ranks that must be.
+        share: of the ranks that must have finished.
 
     Source: Wijmans et al. 2020, "DD-PPO: learning near-perfect PointGoal navigators from 2.5 billion frames",
     section 3, where the share is 0.6.
@@ -177,14 +177,14 @@ class Cutoff:
     def __init__(self, share: float) -> None:
         self.share = share
         self._key = ""
-        self._asked = 0.0
+        self._polled = 0.0
 
     def begin(self, iteration: int) -> None:
         """Starts a rollout."""
         if (store := _ours.store) is not None and is_first():
             _asked(lambda: store.delete_key(self._key))
         self._key = f"done/{_ours.trainings}/{iteration}"
-        self._asked = time.monotonic()
+        self._polled = time.monotonic()
 
     def finish(self) -> None:
         """Says that this rank has seen its rollout to the end."""
@@ -194,9 +194,9 @@ class Cutoff:
     def reached(self) -> bool:
         """Whether enough ranks have."""
         store = _ours.store
-        if store is None or time.monotonic() - self._asked < self.POLL:
+        if store is None or time.monotonic() - self._polled < self.POLL:
             return False
-        self._asked = time.monotonic()
+        self._polled = time.monotonic()
         return _asked(lambda: store.add(self._key, 0)) >= self.share * ranks()
 
 

@@ -6,7 +6,8 @@ class LevelheadError(Exception):
 
 
 class ConfigError(LevelheadError, ValueError):
-    """A setting, a combination of settings, or a space that cannot work; raised before anything runs."""
+    """A setting, a combination of settings, or a space that cannot work, raised before anything runs; or environments
+    whose answers don't fit their spaces."""
 
 
 class TrainingFault(LevelheadError):

@@ -22,7 +22,7 @@ def open_regular(path: Path) -> BinaryIO:
     """Opens a file for reading, and never waits for one: no pipe or device, and no link to elsewhere.
 
     Raises:
-        OSError: it cannot be opened, or is none.
+        OSError: it cannot be opened, or is no regular file.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)

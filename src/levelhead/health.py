@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from levelhead.distributed import gathered_values
 from levelhead.layers import ACTIVATIONS
 from levelhead.networks import Policy
-from levelhead.numerics import nothing
+from levelhead.numerics import zero_if_finite
 from levelhead.rollout import Rollout
 from levelhead.tree import Tree, by_path, tree_leaves, tree_map
 
@@ -28,7 +28,7 @@ class Evidence:
         """0-d bool: whether something was not finite that needs not show in advantages and targets, as values do, and
         observations in values: log-probabilities, and rewards that are clipped."""
         seen = torch.stack((self.rollout.log_prob, self.rollout.reward))
-        return nothing(torch.where(self.rollout.valid, seen, 0.0), ()) != 0
+        return zero_if_finite(torch.where(self.rollout.valid, seen, 0.0), ()) != 0
 
     def diagnose(self, when: str, faults: Mapping[str, Tensor], suspects: Sequence[int]) -> str:
         """Names what broke, where, and on which rank; all ranks must ask. There is something that broke.
@@ -55,7 +55,7 @@ class Evidence:
         later = {"value of a successor": torch.where(rollout.terminated, 0.0, rollout.next_value)}
         first: tuple[int, str] | None = None
         for name, x in {**observations, **now, **later}.items():
-            broken = (nothing(x, rollout.valid.shape) != 0) & rollout.valid
+            broken = (zero_if_finite(x, rollout.valid.shape) != 0) & rollout.valid
             for step, environment in broken.nonzero()[:1].tolist():
                 happened = step + (name in later)
                 if first is None or happened < first[0]:
@@ -65,7 +65,7 @@ class Evidence:
     def _broken_whole(self, faults: Mapping[str, Tensor]) -> str | None:
         """What broke first where no row is to blame."""
         estimates = {"advantage": self.advantage, "target": self.target}
-        broken = {name: nothing(x[self.rollout.valid], ()) != 0 for name, x in estimates.items()}
+        broken = {name: zero_if_finite(x[self.rollout.valid], ()) != 0 for name, x in estimates.items()}
         return next((f"non-finite {name}" for name, flag in {**broken, **faults}.items() if bool(flag)), None)
 
 

@@ -26,15 +26,15 @@ class Learner:
     Args:
         criterion: the losses that the phases minimise.
         optimizer: what they take their steps with.
-        control: of these by the policy's divergence.
-        phases: of every iteration, in order.
+        control: ends or adapts these by the policy's divergence.
+        phases: of an iteration, in order.
         later: those that come when the objective has taken note of how far the policy has moved.
-        frozen: those of the first iterations, in which the actor stays as it is.
-        frozen_iterations: the number of these.
+        frozen: in place of both in the first iterations, in which the actor stays as it is.
+        frozen_iterations: so many of them.
         seed: of the run.
         engine: what takes the gradient steps, and why, for people to read.
-        shards: of which a rollout's columns are, one after another.
-        environments: of all these together.
+        shards: whose environments a rollout's columns come from, in order.
+        environments: in all shards of this process.
     """
 
     def __init__(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from levelhead.errors import ConfigError
 from levelhead.spaces import Space, choices_of
-from levelhead.tree import Tree
+from levelhead.tree import Tree, tree_map
 
 Array = npt.NDArray[Any]
 MASK_KEY = "action_mask"
@@ -34,11 +34,7 @@ def split_mask(observation: Any, space: Space) -> tuple[Any, Any]:
 
 def batch_of_one(raw: Any) -> Any:
     """The mask of one environment as that of a batch of one."""
-    if raw is None:
-        return None
-    if isinstance(raw, dict):
-        return {key: batch_of_one(part) for key, part in raw.items()}
-    return tuple(batch_of_one(part) for part in raw) if isinstance(raw, tuple) else np.asarray(raw)[None]
+    return tree_map(lambda part: None if part is None else np.asarray(part)[None], raw)
 
 
 def read_mask(raw: Any, space: Space, num_envs: int) -> Tree:

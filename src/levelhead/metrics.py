@@ -15,7 +15,7 @@ class RunningMean:
         self._count = torch.zeros((), device=device)
 
     def add(self, values: Tensor, weight: Tensor | float = 1.0) -> None:
-        """Adds one `[len(names)]` vector, that counts so much."""
+        """Adds one `[len(names)]` vector, weighted by `weight`."""
         self._total += values * weight
         self._count += weight
 

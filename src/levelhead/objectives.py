@@ -29,7 +29,7 @@ class Objective(ABC):
 
     Attributes:
         metric_names: of what it reports beside its loss, logged as `train/<name>`.
-        needs_kl: whether it reads KL(old || new); it is computed for nobody else.
+        needs_kl: whether it reads KL(old || new), which is computed only where somebody does.
     """
 
     metric_names: ClassVar[tuple[str, ...]] = ()

@@ -116,7 +116,7 @@ class Optimizer:
         return self._suspected.nonzero().flatten().tolist()
 
     def names(self, groups: Sequence[str]) -> tuple[str, ...]:
-        """Of what a step of these groups answers."""
+        """Names of the numbers that `follow` answers for these groups."""
         return ("train/loss", *(f"grad/{name}_norm" for name in groups))
 
     def backward(self, loss: Tensor) -> None:

@@ -43,7 +43,6 @@ def gae(
     Source: Schulman et al. 2016, "High-dimensional continuous control using generalized advantage estimation",
     equation 16; Pardo et al. 2018, "Time limits in reinforcement learning", for the truncation.
     """
-    _check(reward, value, next_value, terminated, truncated, *(() if valid is None else (valid,)))
     delta, carry = _errors(reward, value, next_value, terminated, truncated, gamma, valid)
     advantage = _discounted_sum(delta, lam * carry)
     return advantage, advantage + value
@@ -77,7 +76,6 @@ def n_step(
     """
     if n < 1:
         raise ValueError(f"a return takes at least 1 step, not {n}")
-    _check(reward, value, next_value, terminated, truncated, *(() if valid is None else (valid,)))
     delta, carry = _errors(reward, value, next_value, terminated, truncated, gamma, valid)
     advantage = delta
     for _ in range(min(n, len(reward)) - 1):
@@ -124,7 +122,7 @@ def v_trace(
     Source: Espeholt et al. 2018, "IMPALA: scalable distributed deep-RL with importance weighted actor-learner
     architectures", equation 1 and remark 2.
     """
-    _check(reward, value, next_value, terminated, truncated, ratio, *(() if valid is None else (valid,)))
+    _check(reward, ratio)
     delta, carry = _errors(reward, value, next_value, terminated, truncated, gamma, valid)
     carry = lam * carry
     if valid is not None:
@@ -196,6 +194,7 @@ def _errors(
     valid: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """One-step errors, and gamma where the next row continues the episode, else 0; 0 both where not valid."""
+    _check(reward, value, next_value, terminated, truncated, *(() if valid is None else (valid,)))
     going_on = ~terminated
     delta = reward + gamma * torch.where(going_on, next_value, 0.0) - value
     carry = gamma * (going_on & ~truncated).to(reward.dtype)

@@ -55,7 +55,7 @@ class Rollout:
 
     def masks(self, tasks: int) -> list[Tensor]:
         """The valid samples of each task, bool `[T, N]`."""
-        return [self.valid] if self.task is None else [self.valid & (self.task == k) for k in range(tasks)]
+        return by_task(self.valid, self.task, tasks)
 
 
 @dataclass(frozen=True)
@@ -151,6 +151,11 @@ class Batch:
             task=None if self.task is None else function(self.task),
             burn_in=burn_in,
         )
+
+
+def by_task(valid: Tensor, task: Tensor | None, tasks: int) -> list[Tensor]:
+    """The valid rows of each task, bool in `valid`'s shape."""
+    return [valid] if task is None else [valid & (task == k) for k in range(tasks)]
 
 
 def before_chunks(x: Tensor, length: int, steps: int) -> Tensor:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 
 from levelhead.errors import ConfigError
-from levelhead.tree import Tree, paths, tree_leaves, tree_map
+from levelhead.tree import Tree, by_path, tree_leaves, tree_map
 
 Space = gym.Space[Any]
 CHOICES = (gym.spaces.Discrete, gym.spaces.MultiDiscrete, gym.spaces.MultiBinary)
@@ -48,7 +48,7 @@ def action_tree(space: Space) -> Tree:
     tree = _checked(
         space, "action", (gym.spaces.Box, *CHOICES), "Discrete, MultiDiscrete, MultiBinary, Box of real numbers"
     )
-    for path, leaf in zip(tree_leaves(paths(tree)), tree_leaves(tree), strict=True):
+    for path, leaf in by_path(tree).items():
         if isinstance(leaf, gym.spaces.Box) and not np.issubdtype(leaf.dtype, np.floating):
             raise ConfigError(f"{_named('action', path)} is {leaf}; accepted: Box of real numbers, or a discrete space")
     return tree
@@ -56,14 +56,13 @@ def action_tree(space: Space) -> Tree:
 
 def _checked(space: Space, what: str, accepted: tuple[type, ...], names: str) -> Tree:
     tree = space_tree(space)
-    leaves = tree_leaves(tree)
-    if not leaves:
-        raise ConfigError(f"{what} space {space} is empty")
     try:
-        named = tree_leaves(paths(tree))
+        leaves = by_path(tree)
     except ValueError as error:
         raise ConfigError(f"{what} space {space}: {error}") from error
-    for path, leaf in zip(named, leaves, strict=True):
+    if not leaves:
+        raise ConfigError(f"{what} space {space} is empty")
+    for path, leaf in leaves.items():
         if not isinstance(leaf, accepted):
             raise ConfigError(f"{_named(what, path)} is {leaf}; accepted: {names}, and Tuple and Dict of these")
         if math.prod(leaf.shape or ()) == 0:

@@ -45,7 +45,7 @@ class SteppingLoop:
     """Only the actor runs in it; the critic reads what was observed later, all at once.
 
     Args:
-        env: the environments, which whoever resets them tells of.
+        env: the environments; whoever resets them calls `begin`.
         actor: chooses their actions.
         num_steps: T.
         kept: steps before which the memory's state is kept.

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 QUOTA = Path("/sys/fs/cgroup/cpu.max")
-"""Where a container finds what it may use: microseconds of processor time, or "max", in so many of the clock's."""
+"""Control groups' limit of a container: microseconds of processor time, or "max", and the period that they are for."""
 
 
 def processors() -> int:

@@ -241,7 +241,7 @@ class Trainer:
         def estimate(log_prob: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
             assert next_z is not None
             today = replace(rollout, next_value=self._next_value(rollout, next_z, had_scale))
-            now = self._as_of_now(today, log_prob, z)
+            now = self._revalued(today, log_prob, z)
             advantage, target = self.estimator(now, masks)
             of = measured(advantage, target, now.value, masks)
             scaled = self.advantage(advantage, target, masks, of, head.std, again=True)
@@ -271,7 +271,7 @@ class Trainer:
         preserved = (had_scale if rollout.task is None else had_scale[rollout.task]) & head.preserves
         return torch.where(preserved, rollout.next_value, head.denormalize(z, task=rollout.task))
 
-    def _as_of_now(self, rollout: Rollout, log_prob: Tensor, z: Tensor) -> Rollout:
+    def _revalued(self, rollout: Rollout, log_prob: Tensor, z: Tensor) -> Rollout:
         """The rollout as policy and critic see it now, `[S, C]` each: its values, and how much more likely it is.
 
         What follows a row that another one doesn't continue is left as it was valued when it was collected.

@@ -51,10 +51,10 @@ class NativeEpochs(Epochs):
         self._names = [name for name in GROUPS if name in optimizer.flat]
         told = (*MEANS, *(f"grad/{name}_norm" for name in self._names))
         self._asked = torch.tensor([told.index(name) for name in self._means.names])
-        """Where among the means that native code tells those are that are asked for."""
+        """Places of the means that are reported among those that native code tells."""
         self._checked = ("loss", *(f"{name} gradient" for name in self.groups))
         self._faults = torch.tensor([0, *(1 + self._names.index(name) for name in self.groups)])
-        """Where among the faults that it tells are these."""
+        """Places of these among the faults that it tells."""
 
     def __call__(self, batch: Batch, valid: Tensor, order: Order, refresh: Refresh | None = None) -> dict[str, Tensor]:
         addresses = self._addresses()

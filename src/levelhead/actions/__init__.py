@@ -3,7 +3,7 @@
 from levelhead.actions.beta import BetaHead
 from levelhead.actions.bounds import Bounds, UnitBounds
 from levelhead.actions.categorical import CategoricalHead, MultiCategoricalHead
-from levelhead.actions.gaussian import GaussianHead, GaussianParameters
+from levelhead.actions.gaussian import BoundsHandling, GaussianHead, GaussianParameters
 from levelhead.actions.head import ActionHead, Evaluation
 from levelhead.actions.joint import Gate, JointHead, Part, in_order
 from levelhead.actions.noise import colored_noise
@@ -14,6 +14,7 @@ __all__ = [
     "ActionHead",
     "BetaHead",
     "Bounds",
+    "BoundsHandling",
     "CategoricalHead",
     "ConditionedSigma",
     "Evaluation",

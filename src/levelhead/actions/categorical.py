@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from levelhead.actions.head import ActionHead, Evaluation, require_mask
-from levelhead.layers import orthogonal
-from levelhead.numerics import OneHot
+from levelhead.layers import OneHot, orthogonal
 from levelhead.tree import Tree
 
 

@@ -40,7 +40,7 @@ class GaussianHead(ActionHead):
         sigma: of D dimensions; `IndependentSigma` where not given.
         bounds: `clip`: actions are drawn in the environment's units. `rescale`: they are drawn in units in which -1 to
             1 stands for `low` to `high`, so that the same start suits any range. Clipped they are in either case;
-            mean, standard deviation, log-probability and entropy are those before.
+            mean, standard deviation, log-probability and entropy are those of actions before they are clipped.
         color: of the noise over time, not negative, see `colored_noise`; 0 is white. Each action has the distribution
             that its log-probability says, but successive ones are correlated given their states, which the
             log-probability of a trajectory, and the gradient built on it, ignores.

@@ -170,20 +170,18 @@ def _check_fit(config: Config, env: VecEnv, policy: Policy, advantage: Advantage
 
 
 def _reward_transform(config: Config, env: VecEnv, policy: Policy) -> RewardTransform | None:
-    if not config.normalize_reward:
-        if config.clip_reward is None:
-            return None
-        return RewardTransform(env.num_envs, config.ppo.gamma, False, config.clip_reward, policy.device)
-    if env.tasks:
+    if not config.normalize_reward and config.clip_reward is None:
+        return None
+    if config.normalize_reward and env.tasks:
         raise ConfigError("normalize_reward has one scale for all rewards, and the environments play several tasks")
     head = policy.value_head
-    if head.has_statistics:
+    if config.normalize_reward and head.has_statistics:
         warnings.warn(
             f"normalize_reward and {type(head).__name__} both level the scale of returns. The head alone is enough, and"
             " keeps values in reward units; without it, --value linear goes with --normalize-reward.",
             stacklevel=3,
         )
-    return RewardTransform(env.num_envs, config.ppo.gamma, True, config.clip_reward, policy.device)
+    return RewardTransform(env.num_envs, config.ppo.gamma, config.normalize_reward, config.clip_reward, policy.device)
 
 
 def build_advantage(kind: AdvantageScale, tasks: int, device: torch.device) -> AdvantageScaling:

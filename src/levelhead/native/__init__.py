@@ -29,7 +29,7 @@ def _library() -> ctypes.CDLL | None:
 
 
 def available() -> bool:
-    """Whether the code was built, and from these sources."""
+    """Whether the code was built, and takes plans as they are laid out here."""
     return _library() is not None
 
 
@@ -73,7 +73,7 @@ def estimate(plan: Returns) -> None:
 
 
 class Actor:
-    """An actor network with the parameters that it has now; lives until it is closed.
+    """An actor network with the parameters that it has now.
 
     Args:
         plan: says where they are.
@@ -87,7 +87,7 @@ class Actor:
         self._address = library.levelhead_new_actor(ctypes.byref(plan), _number())
         self.act = partial(library.levelhead_act, self._address)
         """Called with a step, counted from 0, and the address of what is legal then; None where everything is."""
-        self.close = weakref.finalize(self, library.levelhead_delete_actor, self._address)
+        weakref.finalize(self, library.levelhead_delete_actor, self._address)
 
 
 def _number() -> int:

@@ -9,7 +9,7 @@ namespace avx512 { extern const Code code; }
 
 enum Isa { PORTABLE, AVX2, AVX512 };
 
-// So that a library that was built from other sources is not called.
+// So that a library that lays out plans otherwise is not called.
 extern "C" int64_t levelhead_layout() {
     int64_t digits = 0;
     for (int64_t size : {sizeof(Plan), sizeof(Acting), sizeof(Returns), sizeof(Batch), sizeof(Group), sizeof(Layer)})

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from levelhead.errors import ConfigError
+from levelhead.layers import OneHot
 from levelhead.networks.normalizer import ObservationNormalizer
-from levelhead.numerics import OneHot, Reduce, local, moments
+from levelhead.numerics import Reduce, local, moments
 from levelhead.spaces import Space, choices_of, observation_tree
-from levelhead.tree import Tree, paths, tree_leaves, tree_map
+from levelhead.tree import Tree, by_path, paths, tree_map
 
 SMALLEST_IMAGE = 32
 """Bytes with three axes, of which two are at least this long, are an image."""
@@ -110,9 +111,8 @@ class ObservationReader(nn.Module):
         self.space = space
         tree = observation_tree(space)
         self._paths = paths(tree)
-        readers = [_reader(leaf, normalize) for leaf in tree_leaves(tree)]
-        self.parts = nn.ModuleList(readers)
-        self._reader = dict(zip(tree_leaves(self._paths), readers, strict=True))
+        self._reader = {path: _reader(leaf, normalize) for path, leaf in by_path(tree).items()}
+        self.parts = nn.ModuleList(self._reader.values())
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:

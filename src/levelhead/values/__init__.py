@@ -1,6 +1,6 @@
 """Value heads: drop-in last layers for a value network, levelled against the scale of the targets.
 
-This package depends on torch, `levelhead.numerics` and `levelhead.schedules` alone, so it serves any PyTorch code.
+This package depends on torch and `levelhead.numerics` alone, so it serves any PyTorch code.
 """
 
 from levelhead.numerics import local
