@@ -28,6 +28,8 @@ def train_agent(total_steps: int, seed: int, run_dir: Path | None = None) -> lh.
     config = lh.preset(ENV_ID)
     config = replace(config, ppo=replace(config.ppo, gamma=GAMMA))
     run = lh.train(ENV_ID, config=config, total_steps=total_steps, seed=seed, run_dir=run_dir, console=Console())
+    if run.interrupted:
+        raise SystemExit(f"interrupted at step {run.step}: nothing is collected with half an agent")
     return run.policy
 
 

@@ -58,10 +58,12 @@ def tiny():
 
 @pytest.fixture
 def interruptible():
-    """SIGINT as in a terminal, wherever the tests were started."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    """SIGINT and SIGHUP as in a terminal, wherever the tests were started."""
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
     yield
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def _metrics(directory):

@@ -155,6 +155,13 @@ def test_whether_there_is_a_spread_is_judged_by_the_targets_of_the_same_task(sha
     assert bool(scaled[masks[0]].any()) is counts
 
 
+def test_noise_beside_one_large_target_is_no_spread():
+    target = torch.zeros(100, 100)
+    target[3, 4] = 1.0
+    noise = 3e-7 * torch.randn(100, 100, generator=torch.Generator().manual_seed(0))
+    assert not scale(StandardizedAdvantage(), noise, target, [torch.ones(100, 100, dtype=torch.bool)]).any()
+
+
 # -- divided by a range of returns -------------------------------------------------------------------------------
 
 

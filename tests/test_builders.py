@@ -67,6 +67,18 @@ def test_weights_are_decided_by_the_seed_alone():
     assert not same(first.state_dict(), policy_of(seed=4).state_dict())
 
 
+def test_weights_do_not_depend_on_torchs_threads():
+    built, before = [], torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            built.append(build_policy(lh.Config("X", device="cpu"), OBSERVATION, DISCRETE).state_dict())
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert same(*built)
+
+
 def test_building_leaves_the_global_generator_alone():
     before = torch.random.get_rng_state()
     policy_of()
@@ -230,6 +242,12 @@ def test_a_trainer_says_whether_the_scale_promise_applies(tiny, with_fields, cha
         ({"value": "hlgauss", "ppo.value_huber": constant(1.0)}, r"ppo\.value_huber.*HLGaussValueHead is a cross-ent"),
         ({"value": "twohot", "ppo.value_huber": constant(1.0)}, r"ppo\.value_huber.*TwoHotValueHead is a cross-ent"),
         ({"optimizer.shared.eps": 1e-3}, r"optimizer\.shared.*no such parameters"),
+        ({"optimizer.clip": "global", "objective": "trpo"}, r"optimizer\.clip.*no step moves several groups"),
+        ({"optimizer.clip": "global", "objective": "vpg"}, r"optimizer\.clip.*no step moves several groups"),
+        (
+            {"optimizer.clip": "global", "critic.joint": False, "critic.epochs_after": 1},
+            r"optimizer\.clip.*no step moves several groups",
+        ),
         ({"optimizer.shared.learning_rate": constant(1e-3)}, r"optimizer\.shared.*no such parameters"),
     ],
 )

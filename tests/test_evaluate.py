@@ -10,6 +10,7 @@ import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 import levelhead as lh
+from levelhead import evaluation
 from levelhead.envs import VecEnv
 from toys import ONE_NUMBER, TWO_CHOICES, Counting, Switching, Toy, counting_envs, readout, same, snapshot
 
@@ -108,6 +109,13 @@ class Priceless(gym.Wrapper):
     def step(self, action):
         observation, _, *rest = self.env.step(action)
         return observation, float("nan"), *rest
+
+
+def test_an_episode_without_end_counts_as_it_is(counter, monkeypatch):
+    monkeypatch.setattr(evaluation, "LONGEST", 30)
+    with pytest.warns(UserWarning, match="an episode has taken 30 steps and counts as it is"):
+        report = lh.evaluate(counter, partial(Counting, plan=((1000, "t"),)), episodes=3)
+    assert report.lengths == (30, 30, 30)
 
 
 def test_a_reward_that_is_not_finite_is_named(finished):

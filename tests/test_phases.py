@@ -110,6 +110,15 @@ def test_the_critics_own_epochs_come_on_top(objective, joint, before, after, own
     assert taken == {"shared": whole, "actor": whole, "critic": joint * whole + alone}
 
 
+def test_the_critics_own_epochs_come_on_top_where_the_actor_is_frozen_too():
+    policy = make_policy()
+    critic = CriticConfig(epochs_before=1, epochs_after=2, minibatches=5)
+    learner = configured_learner(policy, ppo=PPOConfig(epochs=2, minibatches=3, freeze_actor=1), critic=critic)
+    learn(learner, make_batch(policy, 15))
+    assert learner.state_dict()["optimizer.critic.step"] == 2 * 3 + 3 * 5
+    assert learner.state_dict()["optimizer.actor.step"] == 0
+
+
 @pytest.mark.parametrize("before", [True, False])
 def test_they_come_before_the_actors_or_after(before):
     policy = make_policy(shared=(8,))

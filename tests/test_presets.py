@@ -155,3 +155,16 @@ def test_a_preset_trains_for_an_iteration(env_id, objective, workdir):
     run = lh.train(env_id, config=replace(preset, num_envs=2, num_steps=16, total_steps=32, device="cpu"))
     assert run.step == 32
     assert run.config.objective == objective
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"objective": "ppo"}, r"objective is ppo; accepted: one of \('clip', "),
+        ({"kind": "best"}, r"preset is best; accepted: one of \('tuned', "),
+        ({"targets": "td"}, r"targets is td; accepted: one of \(None, 'gae', "),
+    ],
+)
+def test_a_preset_of_no_kind_is_refused(given, message):
+    with pytest.raises(lh.ConfigError, match=message):
+        lh.preset("CartPole-v1", **given)

@@ -1,6 +1,7 @@
 """Advantages and targets: the recursions, their limits, and what must not flow."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -142,6 +143,16 @@ def test_nothing_broadcasts(argument, shape):
 def test_only_time_by_environment_is_accepted(shape):
     with pytest.raises(ValueError, match="T, N"):
         gae(*[torch.zeros(shape)] * 3, *[torch.zeros(shape, dtype=torch.bool)] * 2)
+
+
+@pytest.mark.parametrize("estimate", [gae, n_step, partial(v_trace, ratio=torch.ones(4, 3))])
+@pytest.mark.parametrize("name", ["terminated", "truncated", "valid"])
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int64, torch.float32])
+def test_flags_must_be_bool(estimate, name, kind):
+    flags = {flag: torch.zeros(4, 3, dtype=torch.bool) for flag in ("terminated", "truncated", "valid")}
+    flags[name] = flags[name].to(kind)
+    with pytest.raises(ValueError, match=f"{name} must be bool, not {kind}"):
+        estimate(*[torch.zeros(4, 3)] * 3, **flags)
 
 
 # -- n steps -----------------------------------------------------------------------------------------------------

@@ -209,3 +209,9 @@ def test_on_a_terminal_a_live_table_shows_progress_and_time_left():
 def test_a_table_keeps_the_last_value_of_a_metric_that_comes_now_and_then():
     text = shown(300, [iteration(1, **{"eval/mean_return": 7.0}), iteration(2), iteration(3)])
     assert all("eval 7.0" in line for line in text.splitlines())
+
+
+def test_the_divergence_is_the_one_that_the_objective_reads_where_there_is_one():
+    (line,) = shown(50, [iteration(1, **{"train/kl": 0.0081, "train/approx_kl": 0.0})]).splitlines()
+    assert "kl 0.0081" in line
+    assert line.count("kl") == 1

@@ -8,7 +8,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from levelhead.distributed import gathered, total
+from levelhead.distributed import gathered, largest, total
 from levelhead.numerics import ROUNDING, Moments, moments, standardize
 from levelhead.tree import restore
 
@@ -110,11 +110,12 @@ class RawAdvantage(AdvantageScaling):
 
 
 class StandardizedAdvantage(AdvantageScaling):
-    """Mean 0 and standard deviation 1 over each task's share of all ranks' rollouts; all 0 where there is no spread."""
+    """Mean 0 and standard deviation 1 over each task's share of all ranks' rollouts; all 0 where the spread is but
+    rounding noise beside the largest target."""
 
     def _scaled(self, advantage: Tensor, share: Share) -> Tensor:
-        of, target = share.measured.advantage.take(share.task), share.measured.target.take(share.task)
-        return standardize(advantage, share.mask, of, target.magnitude)
+        scale = largest(torch.where(share.mask, share.target, 0.0).abs().max())
+        return standardize(advantage, share.mask, share.measured.advantage.take(share.task), scale)
 
 
 class HeadScaledAdvantage(AdvantageScaling):

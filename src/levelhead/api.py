@@ -1,5 +1,6 @@
 """The front door: train, resume, evaluate and load, from Python."""
 
+import os
 import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from levelhead import checkpoint, rundir
 from levelhead.actions import ActionHead
 from levelhead.builders import build_policy, build_trainer, place_shards
 from levelhead.config import Config, Device, ObjectiveKind, ValueKind, require_default
-from levelhead.distributed import from_first, launch, process_group, ranks, restarted
+from levelhead.distributed import from_first, is_first, launch, process_group, ranks, restarted
 from levelhead.envs import VecEnv, choose_backend, task_names
 from levelhead.errors import CheckpointError, ConfigError
 from levelhead.evaluation import Report, run_episodes
@@ -38,6 +39,7 @@ from levelhead.preparation import agree, prepare
 from levelhead.presets import preset
 from levelhead.rundir import RunInfo
 from levelhead.spaces import same_shapes
+from levelhead.trainer import Trainer
 from levelhead.values import ValueHead
 from levelhead.writers import metrics_until
 
@@ -149,9 +151,9 @@ def _begin(config: Config, env: AnyEnv, parts: Parts, console: Console | None, b
         trainer = build_trainer(config, vec, policy, parts.objective)
         directory = before or from_first(lambda: rundir.create(config))
         info = RunInfo(config, vec.observation_space, vec.action_space, vec.tasks, parts.given, launch())
-        from_first(lambda: rundir.write_info(directory, info))
-        interrupted = run_loop(trainer, config, directory, lambda: _score(policy, env, config), console)
-        return Run(directory, policy, config, trainer.step, interrupted)
+        with _held(directory):
+            from_first(lambda: rundir.write_info(directory, info))
+            return _loop(trainer, config, directory, env, console)
 
 
 def resume(
@@ -257,12 +259,35 @@ def _continue(run: str | Path, total_steps: int | None, parts: Parts, console: C
         def supersede() -> None:
             for _ in metrics_until(directory / rundir.METRICS, trainer.iteration):
                 pass  # damage is refused before anything changes
-            checkpoint.supersede(source)
+            rundir.set_aside(source)
             rundir.write_info(directory, info)
 
-        from_first(supersede)
-        interrupted = run_loop(trainer, config, directory, lambda: _score(policy, environment, config), console)
-        return Run(directory, policy, config, trainer.step, interrupted)
+        with _held(directory):
+            from_first(supersede)
+            return _loop(trainer, config, directory, environment, console)
+
+
+@contextmanager
+def _held(directory: Path) -> Generator[None]:
+    """Around writing to a run, which one training at a time may do.
+
+    Raises:
+        ConfigError: another one does.
+    """
+    held = from_first(lambda: rundir.hold(directory))
+    try:
+        yield
+    finally:
+        if is_first():
+            os.close(held)
+
+
+def _loop(trainer: Trainer, config: Config, directory: Path, env: AnyEnv, console: Console | None) -> Run:
+    policy = trainer.policy
+    interrupted = run_loop(trainer, config, directory, lambda: _score(policy, env, config), console)
+    if interrupted and console is None and is_first():
+        warnings.warn(f"interrupted at step {trainer.step}; {directory} has everything to go on from", stacklevel=4)
+    return Run(directory, policy, config, trainer.step, interrupted)
 
 
 def evaluate(
@@ -326,11 +351,6 @@ def load_policy(
         policy = build_policy(config, *spaces, network, value, info.tasks, action_head)
         policy.load_state_dict(tensors["policy"])
     return policy.eval()
-
-
-def run_directory(run: str | Path) -> Path:
-    """The run directory that a run, a checkpoint in it, or `latest` means."""
-    return checkpoint.resolve(rundir.find(run)).parent.parent
 
 
 # -- behind the door ---------------------------------------------------------------------------------------------

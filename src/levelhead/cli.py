@@ -15,7 +15,7 @@ from typing import Annotated, Any, TextIO, get_args
 import tyro
 from rich.console import Console
 
-from levelhead import __version__, api, rundir
+from levelhead import __version__, api, checkpoint, rundir
 from levelhead.config import Config, ObjectiveKind, TargetKind
 from levelhead.distributed import is_first, process_group, ranks
 from levelhead.errors import CheckpointError, ConfigError, RankError, StorageError, TrainingFault
@@ -32,7 +32,7 @@ USAGE = """usage: levelhead COMMAND ...
   resume RUN       continue a run from its last checkpoint
   list             the runs under runs/, with their last scores
 
-RUN is a run directory, a checkpoint in one (its best: RUN/checkpoints/best), or 'latest'.
+RUN is a run directory, a checkpoint in one (its best: RUN/checkpoints/best), or 'latest', the newest under runs/.
 `levelhead COMMAND --help` lists the options of a command; `levelhead train ENV_ID --help` with that environment's
 presets."""
 
@@ -55,7 +55,7 @@ class EvalOptions:
     """Play whole episodes greedily with the policy of a run."""
 
     run: RunName
-    """Run directory, checkpoint in one, or 'latest'."""
+    """Run directory, checkpoint in one, or 'latest', the newest under runs/."""
     episodes: int = 10
     """How many episodes."""
     seed: int = 0
@@ -67,7 +67,7 @@ class ResumeOptions:
     """Continue a run from its last checkpoint, in the same directory."""
 
     run: RunName
-    """Run directory, checkpoint in one, or 'latest'."""
+    """Run directory, checkpoint in one, or 'latest', the newest under runs/."""
     total_steps: int | None = None
     """A new end; schedules stretch to it."""
 
@@ -201,14 +201,16 @@ def _program(name: str) -> str:
 
 
 def _eval(options: EvalOptions, console: Console) -> int:
-    info = rundir.read_info(api.run_directory(options.run))
+    source = checkpoint.resolve(rundir.find(options.run))
+    info = rundir.read_info(source.parent.parent)
     if "env" in info.custom:
         raise ConfigError("this run was made with an environment object: evaluate it with levelhead.evaluate in Python")
     config = info.config
     prepare(config)
-    policy = api.load_policy(options.run)
+    policy = api.load_policy(source)
     report = api.evaluate(policy, config.env_id, options.episodes, options.seed, config.env.kwargs)
     _say(console, config.env_id)
+    _say(console, f"checkpoint     {source}")
     for line in _scores(report):
         _say(console, line)
     return DONE

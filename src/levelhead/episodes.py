@@ -63,7 +63,7 @@ class Episodes:
             self._return += rewards[since : t + 1].sum(0)
             self._length += counts[since : t + 1].sum(0)
             since = t + 1
-            for i in np.flatnonzero(ends[t]):
+            for i in np.flatnonzero(ends[t] & counts[t]):  # one that is lost is none that has ended
                 found.append(Episode(t, int(tasks[t, i]), float(self._return[i]), int(self._length[i])))
             self._return[ends[t]] = 0.0
             self._length[ends[t]] = 0

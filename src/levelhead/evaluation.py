@@ -1,5 +1,6 @@
 """Greedy episodes on environments of their own."""
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,11 +44,16 @@ class Report:
         return float(np.std(self.returns))
 
 
+LONGEST = 100_000
+"""Steps of an episode, after which it is taken as it is: nothing says that it would ever end."""
+
+
 @torch.no_grad()
 def run_episodes(policy: Policy, env: VecEnv, episodes: int, seed: int) -> Report:
     """Plays `episodes` whole episodes greedily and changes nothing in the policy.
 
     Every environment plays its own fixed share, so that short episodes don't crowd out long ones; tasks share evenly.
+    An episode that doesn't end is taken for ended after `LONGEST` steps, with a warning.
 
     Raises:
         TrainingFault: a reward is not finite; names the environment.
@@ -81,7 +87,13 @@ def _play(policy: Policy, env: VecEnv, episodes: int, seed: int) -> Report:
         if not np.isfinite(total).all():
             raise TrainingFault(f"non-finite reward of environment {np.isfinite(total).argmin()}, in evaluation")
         length += valid
-        for i in np.flatnonzero((step.terminated | step.truncated).cpu().numpy()):
+        endless = length >= LONGEST
+        if endless.any():
+            warnings.warn(
+                f"an episode has taken {LONGEST:,} steps and counts as it is: has the environment no time limit?",
+                stacklevel=4,
+            )
+        for i in np.flatnonzero((step.terminated | step.truncated).cpu().numpy() | endless):
             if len(finished[i]) < share[i]:
                 finished[i].append((float(total[i]), int(length[i]), int(task[i])))
             total[i], length[i] = 0.0, 0

@@ -68,6 +68,11 @@ def made(
         yield env
     elif isinstance(env, VectorEnv):
         yield GymnasiumVecEnv(env)
+    elif not isinstance(env, str) and not callable(env):
+        raise ConfigError(
+            f"env is {env!r}; accepted: an id, a function or class that makes an environment, a Gymnasium vector"
+            " environment, or a VecEnv"
+        )
     else:
         vec = make_env(env, num_envs, kwargs, backend, workers, shards)
         try:

@@ -179,7 +179,7 @@ def _saved(trainer: Trainer, config: Config, directory: Path) -> str:
 
 @contextmanager
 def _interruption() -> Generator[threading.Event]:
-    """An event that SIGINT and SIGTERM set, so that the iteration under way is finished and saved.
+    """An event that SIGINT, SIGTERM and SIGHUP set, so that the iteration under way is finished and saved.
 
     A second signal has its usual effect at once. One that is ignored (SIGINT, in a job that a shell script started in
     the background) stays so. Outside the main thread Python delivers no signals; nothing changes there.
@@ -188,7 +188,7 @@ def _interruption() -> Generator[threading.Event]:
     if threading.current_thread() is not threading.main_thread():
         yield event
         return
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     before = {number: handler for number, handler in handlers.items() if handler is not signal.SIG_IGN}
 
     def handle(number: int, _: FrameType | None) -> None:

@@ -13,7 +13,7 @@ Where a source normalises or clips rewards, for the sake of its critic, nothing 
 import math
 import re
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, get_args
 
 from levelhead.config import (
     ActionConfig,
@@ -26,6 +26,7 @@ from levelhead.config import (
     TargetKind,
 )
 from levelhead.envs import is_atari
+from levelhead.errors import ConfigError
 from levelhead.schedules import Schedule, constant
 
 BOX2D = ("BipedalWalker", "BipedalWalkerHardcore", "LunarLander", "LunarLanderContinuous")
@@ -57,7 +58,17 @@ def preset(
         kind: `tuned` for the environment, or `layered`: the same but for a hidden layer that actor and critic share,
             one more for each of them, and `LAYERED` learning rates.
         targets: how returns are estimated; None for what goes with the objective.
+
+    Raises:
+        ConfigError: there is no such objective, kind or targets.
     """
+    for name, given, known in (
+        ("objective", objective, get_args(ObjectiveKind)),
+        ("preset", kind, get_args(PresetKind)),
+        ("targets", targets, (None, *get_args(TargetKind))),
+    ):
+        if given not in known:
+            raise ConfigError(f"{name} is {given}; accepted: one of {known}")
     config = _for_objective(_environment(env_id), objective)
     if objective == "a2c" and _name(env_id) in MUJOCO:  # measured
         config = replace(config, num_steps=16)

@@ -38,7 +38,7 @@ def gae(
         Advantages and targets, `[T, N]`.
 
     Raises:
-        ValueError: the shapes differ; nothing broadcasts.
+        ValueError: the shapes differ, as nothing broadcasts, or a flag is not bool.
 
     Source: Schulman et al. 2016, "High-dimensional continuous control using generalized advantage estimation",
     equation 16; Pardo et al. 2018, "Time limits in reinforcement learning", for the truncation.
@@ -70,7 +70,7 @@ def n_step(
         Advantages and targets, `[T, N]`.
 
     Raises:
-        ValueError: the shapes differ, or `n` is less than 1.
+        ValueError: the shapes differ, a flag is not bool, or `n` is less than 1.
 
     Source: Sutton and Barto 2018, "Reinforcement learning", equation 7.1.
     """
@@ -117,7 +117,7 @@ def v_trace(
         Advantages and targets, `[T, N]`.
 
     Raises:
-        ValueError: the shapes differ.
+        ValueError: the shapes differ, or a flag is not bool.
 
     Source: Espeholt et al. 2018, "IMPALA: scalable distributed deep-RL with importance weighted actor-learner
     architectures", equation 1 and remark 2.
@@ -194,6 +194,9 @@ def _errors(
     valid: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """One-step errors, and gamma where the next row continues the episode, else 0; 0 both where not valid."""
+    for name, flags in (("terminated", terminated), ("truncated", truncated), ("valid", valid)):
+        if flags is not None and flags.dtype != torch.bool:
+            raise ValueError(f"{name} must be bool, not {flags.dtype}")
     _check(reward, value, next_value, terminated, truncated, *(() if valid is None else (valid,)))
     going_on = ~terminated
     delta = reward + gamma * torch.where(going_on, next_value, 0.0) - value

@@ -1,9 +1,12 @@
 """The run directory: what is in it, and how to find one."""
 
+import fcntl
 import json
 import os
 import platform
 import subprocess
+import time
+import warnings
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -22,6 +25,8 @@ CONFIG = "config.json"
 PARTIAL = f".{CONFIG}.partial"
 """All that there is where a run was killed at the moment at which it began."""
 METRICS = "metrics.jsonl"
+HANDOVER = 20
+"""Tenths of a second that a process which was killed may take to be gone."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +87,48 @@ def of_launch(config: Config, launch: str | None) -> Path | None:
         except (OSError, ValueError, KeyError, TypeError):  # none of ours
             continue
     return None
+
+
+def hold(directory: Path) -> int:
+    """A descriptor that keeps other processes from writing to a run for as long as it is open.
+
+    Raises:
+        ConfigError: another one has it.
+    """
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    for patience in range(HANDOVER, -1, -1):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if patience:
+                time.sleep(0.1)
+                continue
+            os.close(descriptor)
+            raise ConfigError(f"{directory} is being written to by another training") from None
+        except OSError:  # a file system without locks
+            pass
+        break
+    return descriptor
+
+
+def set_aside(source: Path) -> None:
+    """Makes a checkpoint the last one of its run. What came after it is kept under other names, and a warning says so.
+
+    Raises:
+        StorageError: it cannot be kept.
+    """
+    directory = source.parent.parent
+    later = checkpoint.supersede(source)
+    if not later:
+        return
+    metrics = directory / METRICS
+    kept = metrics.with_name(f"superseded-{later[-1].name}-{METRICS}")
+    files.replace(kept, [metrics.read_bytes()] if metrics.exists() else [])
+    warnings.warn(
+        f"going on from {source.name}: {len(later)} later checkpoint{'s' * (len(later) > 1)} of {directory}"
+        f" {'are' if len(later) > 1 else 'is'} called superseded-... now, and metrics as they were {kept.name}",
+        stacklevel=2,
+    )
 
 
 def write_info(directory: Path, info: RunInfo) -> None:

@@ -128,16 +128,16 @@ def _checksum(data: bytes) -> bytes:
 
 
 COLUMNS = (
-    ("return", "rollout/ep_rew_mean", "{:.1f}"),
-    ("length", "rollout/ep_len_mean", "{:.0f}"),
-    ("kl", "train/approx_kl", "{:.4f}"),
-    ("clipped", "train/clip_fraction", "{:.1%}"),
-    ("entropy", "entropy/action", "{:.3f}"),
-    ("value loss", "train/value_loss", "{:.3g}"),
-    ("explained", "train/explained_variance", "{:.2f}"),
-    ("value mean", "value/mean", "{:.4g}"),
-    ("value std", "value/std", "{:.4g}"),
-    ("eval", "eval/mean_return", "{:.1f}"),
+    ("return", ("rollout/ep_rew_mean",), "{:.1f}"),
+    ("length", ("rollout/ep_len_mean",), "{:.0f}"),
+    ("kl", ("train/kl", "train/approx_kl"), "{:.4f}"),
+    ("clipped", ("train/clip_fraction",), "{:.1%}"),
+    ("entropy", ("entropy/action",), "{:.3f}"),
+    ("value loss", ("train/value_loss",), "{:.3g}"),
+    ("explained", ("train/explained_variance",), "{:.2f}"),
+    ("value mean", ("value/mean",), "{:.4g}"),
+    ("value std", ("value/std",), "{:.4g}"),
+    ("eval", ("eval/mean_return",), "{:.1f}"),
 )
 
 
@@ -166,9 +166,11 @@ class ConsoleWriter(Writer):
     def write(self, iteration: Iteration) -> None:
         if self._first_step is None:
             self._first_step = iteration.step
-        for name, metric, form in COLUMNS:
-            if metric in iteration.metrics:
-                self._shown[name] = form.format(iteration.metrics[metric])
+        for name, metrics, form in COLUMNS:
+            for metric in metrics:
+                if metric in iteration.metrics:
+                    self._shown[name] = form.format(iteration.metrics[metric])
+                    break
         tenth = iteration.step * 10 // self.total_steps
         if self._live is not None:
             self._live.update(self._table(iteration))

@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 import levelhead as lh
-from levelhead import checkpoint
+from levelhead import checkpoint, rundir
 from levelhead.envs import TensorCartPole
 from levelhead.objectives import ClipObjective
 from levelhead.schedules import Schedule, constant
@@ -417,17 +417,32 @@ def test_a_damaged_last_checkpoint_is_refused_and_the_one_before_it_works_by_pat
             assert str(last / "policy.safetensors") in str(caught.value)
             assert str(previous) in str(caught.value)
     assert tree(run_copy) == before
-    assert lh.resume(previous).step == 96
+    with pytest.warns(UserWarning, match="1 later checkpoint"):
+        assert lh.resume(previous).step == 96
     assert outcome(run_copy) == outcome(finished.directory)
 
 
 def test_what_a_run_resumed_from_an_earlier_checkpoint_left_behind_is_not_its_last(run_copy, metrics):
-    run = lh.resume(step_directory(run_copy, 32), total_steps=64)
+    written = (run_copy / "metrics.jsonl").read_bytes()
+    with pytest.warns(UserWarning, match=r"from step-000000000032: 2 later checkpoints of .* are called superseded-"):
+        run = lh.resume(step_directory(run_copy, 32), total_steps=64)
     assert [line["step"] for line in metrics(run_copy)] == [32, 64]
+    assert (run_copy / "superseded-step-000000000096-metrics.jsonl").read_bytes() == written
     x = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
     np.testing.assert_array_equal(lh.load_policy(run_copy).value(torch.tensor(x)), run.policy.value(torch.tensor(x)))
     lh.resume(run_copy, total_steps=96)
     assert [line["step"] for line in metrics(run_copy)] == [32, 64, 96]
+
+
+def test_two_trainings_do_not_write_to_one_run(run_copy, monkeypatch):
+    monkeypatch.setattr(rundir, "HANDOVER", 1)
+    held = rundir.hold(run_copy)
+    before = tree(run_copy)
+    with pytest.raises(lh.ConfigError, match="is being written to by another training"):
+        lh.resume(run_copy, total_steps=128)
+    assert tree(run_copy) == before
+    os.close(held)
+    assert lh.resume(run_copy, total_steps=128).step == 128
 
 
 def test_a_config_that_no_longer_fits_the_checkpoint_is_refused_by_name(run_copy):

@@ -73,10 +73,11 @@ class Signals(gym.Wrapper):
 
 
 @pytest.mark.usefixtures("interruptible")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_training_after_the_iteration_and_everything_is_saved(tiny, metrics, number):
     before = signal.getsignal(number)
-    run = lh.train(partial(Signals, number, {20}), config=tiny(num_envs=1, num_steps=32, checkpoint_every=0))
+    with pytest.warns(UserWarning, match=r"interrupted at step 32; runs/\S+ has everything to go on from"):
+        run = lh.train(partial(Signals, number, {20}), config=tiny(num_envs=1, num_steps=32, checkpoint_every=0))
     assert run.interrupted
     assert run.step == 32
     assert [p.name for p in checkpoint.checkpoints(run.directory)] == ["step-000000000032"]

@@ -109,6 +109,12 @@ def test_what_it_says_of_the_scale_promise_is_true_of_a_head_handed_over(tiny, h
 
 REFUSED = {
     "unknown id": (lambda: {"env": "CartPule-v1"}, "CartPule-v1.*Did you mean: `CartPole`"),
+    "an environment": (
+        lambda: {"env": gym.make("CartPole-v1")},
+        "env is <.*CartPole.*accepted: an id, a function",
+    ),
+    "a number": (lambda: {"env": 5}, "env is 5; accepted: an id, a function or class"),
+    "unknown objective": (lambda: {"objective": "ppo"}, r"objective is ppo; accepted: one of .*'clip'"),
     "unknown value head": (lambda: {"value": "popat"}, r"value is popat; accepted: one of .*'popart'"),
     "unknown device": (lambda: {"device": "gpu"}, r"device is gpu; accepted: one of .*'cpu'"),
     "class for a value head": (

@@ -351,6 +351,35 @@ def test_a_run_survives_losses_and_counts_them(tiny, workdir):
     assert run.step >= 96
 
 
+class Ends(gym.Env):
+    """Episodes of ten steps and a reward of 1 each; in one process of all, the first one is lost at its seventh."""
+
+    observation_space, action_space = gym.spaces.Box(-1, 1, (1,), np.float32), gym.spaces.Discrete(2)
+
+    def __init__(self, died):
+        self.died, self.t = died, 0
+
+    def reset(self, *, seed=None, options=None):
+        self.t = 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        self.t += 1
+        if self.t == 7 and not self.died.exists():
+            self.died.touch()
+            os._exit(1)
+        return np.zeros(1, np.float32), 1.0, self.t == 10, False, {}
+
+
+def test_an_episode_that_is_lost_is_none_that_has_ended(tiny, workdir):
+    config = tiny(backend="processes", **{"env.workers": 1})
+    with pytest.warns(UserWarning, match="lost"):
+        run = lh.train(partial(Ends, workdir / "died"), config=config)
+    lines = [json.loads(line) for line in (run.directory / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["health/env_restarts"] == 1
+    assert {line["rollout/ep_rew_mean"] for line in lines if "rollout/ep_rew_mean" in line} == {10.0}
+
+
 def test_losses_of_all_tasks_are_counted(two_tasks):
     env = make_env(two_tasks, 2, backend="processes")
     env.reset(0)

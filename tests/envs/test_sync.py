@@ -105,6 +105,24 @@ def test_environments_that_differ_are_refused():
         SyncEnvs([Frugal, lambda: gym.wrappers.TransformAction(Frugal(), lambda a: a, Discrete(3))])
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        (0, 0.0, False, {}),
+        (0, np.zeros(2), False, False, {}),
+        None,
+        (0, "much", False, False, {}),
+    ],
+    ids=["of an old kind", "two rewards", "nothing", "words"],
+)
+def test_an_answer_that_is_none_is_refused(answer):
+    env = SyncEnvs([Frugal])
+    env.reset(seed=1)
+    env.envs[0].step = lambda action: answer
+    with pytest.raises(ConfigError, match=r"an environment answered a step with .*; expected an obs"):
+        env.step(np.zeros(1, dtype=np.int64))
+
+
 def test_an_observation_of_another_shape_is_refused_and_not_spread_over_the_row():
     class Short(Frugal):
         observation_space = Box(-9, 9, (3,), np.float32)

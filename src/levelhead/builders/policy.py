@@ -1,6 +1,7 @@
 """The policy that a config describes, and its parts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 
 import gymnasium as gym
@@ -233,7 +234,7 @@ def build_policy(
         ConfigError: a space that nothing fits, or a value head that doesn't fit the network.
     """
     outputs = max(len(tasks), 1)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _one_thread():
         torch.manual_seed(derive(config.seed, Stream.NETWORK))
         reader = ObservationReader(observation_space, config.network.normalize_observation)
         network = network or build_network(config, reader.shapes)
@@ -262,6 +263,17 @@ def build_policy(
             policy = policy.double()
     _check(policy)
     return policy
+
+
+@contextmanager
+def _one_thread() -> Generator[None]:
+    """With another number of torch's threads the decomposition that makes weights orthogonal rounds differently."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @torch.no_grad()

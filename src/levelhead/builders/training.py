@@ -272,12 +272,16 @@ def build_learner(config: Config, policy: Policy, objective: Objective) -> Learn
         case _:
             phases = [epochs(criterion.joint if critic.joint else criterion.actor, split, watched)]
     own = critic.minibatches or ppo.minibatches
-    phases = [*critic_epochs(critic.epochs_before, own), *phases, *critic_epochs(critic.epochs_after, own)]
+    before, after = critic_epochs(critic.epochs_before, own), critic_epochs(critic.epochs_after, own)
+    phases, frozen = [*before, *phases, *after], [*before, *fitted, *after]
     later: list[Phase] = []
     if layer is not None:
         clone_coef = Coefficient(auxiliary.clone_coef, policy.device)
         own_split = Split(auxiliary.epochs, ppo.minibatches)
         later.append(Auxiliary(criterion, layer, optimizer, own_split, auxiliary.every, clone_coef))
+    together = any(isinstance(phase, Epochs) and len(phase.groups) > 1 for phase in (*phases, *later))
+    if config.optimizer.clip == "global" and not together:
+        raise ConfigError("optimizer.clip 'global' has nothing to act on: no step moves several groups of parameters")
     in_torch = ["the trust region"] * isinstance(objective, TrustRegionObjective) + ["the auxiliary phase"] * len(later)
     if in_torch and engine != "torch":
         told += f"; {' and '.join(in_torch)} by torch"
@@ -287,7 +291,7 @@ def build_learner(config: Config, policy: Policy, objective: Objective) -> Learn
         control,
         phases,
         later,
-        fitted,
+        frozen,
         ppo.freeze_actor,
         config.seed,
         told,

@@ -1,5 +1,6 @@
 """Environments one after another, with as little as possible in between."""
 
+import reprlib
 from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -57,7 +58,14 @@ def step_each(envs: Sequence[gym.Env[Any, Any]], room: Room, actions: Iterable[A
     """A step of each; where it ends an episode, the row has the next one's first observation, and a note the last."""
     notes: Notes = []
     for i, (env, action) in enumerate(zip(envs, actions, strict=True)):
-        observation, room.reward[i], terminated, truncated, info = env.step(action)
+        answer = env.step(action)
+        try:
+            observation, room.reward[i], terminated, truncated, info = answer
+        except (TypeError, ValueError) as error:
+            raise ConfigError(
+                f"an environment answered a step with {reprlib.repr(answer)}; expected an observation, a reward that is"
+                f" one number, whether it terminated or was truncated, and infos ({error})"
+            ) from error
         room.terminated[i], room.truncated[i] = terminated, truncated
         if terminated or truncated:
             # A copy, as environments may write the next episode's first into the same place.
