@@ -25,7 +25,7 @@ OUT_OF_RANGE = [
     ("checkpoint_every", -1),
     *(("keep_checkpoints", x) for x in (1, 0, -1)),
     ("write_failure", "ignore"),
-    *(("reward_scale", x) for x in (0.0, -1.0)),
+    *(("reward_scale", x) for x in (0.0, -1.0, 2.0**-121, 2.0**121)),
     ("value", "popat"),
     ("device", "gpu"),
     ("backend", "fast"),

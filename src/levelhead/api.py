@@ -1,6 +1,5 @@
 """The front door: train, resume, evaluate and load, from Python."""
 
-import os
 import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -279,7 +278,7 @@ def _held(directory: Path) -> Generator[None]:
         yield
     finally:
         if is_first():
-            os.close(held)
+            rundir.let_go(held)
 
 
 def _loop(trainer: Trainer, config: Config, directory: Path, env: AnyEnv, console: Console | None) -> Run:

@@ -490,7 +490,8 @@ class Config:
         kept = self.keep_checkpoints  # the one before the last is for when that is damaged
         _require("keep_checkpoints", kept, kept is None or kept >= 2, "2 or more")
         scale = self.reward_scale
-        _require("reward_scale", scale, math.isfinite(scale) and scale > 0, "a positive number")
+        # Beyond, float32 has no room for returns.
+        _require("reward_scale", scale, 2.0**-120 <= scale <= 2.0**120, "a positive number, 2^-120 to 2^120")
         clip = self.clip_reward
         _require("clip_reward", clip, clip is None or 0 < clip < math.inf, "a positive number")
         rows = self.num_envs * self.num_steps

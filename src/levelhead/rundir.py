@@ -7,6 +7,7 @@ import platform
 import subprocess
 import time
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -109,6 +110,13 @@ def hold(directory: Path) -> int:
             pass
         break
     return descriptor
+
+
+def let_go(descriptor: int) -> None:
+    """Lets others have it, processes that were forked meanwhile notwithstanding."""
+    with suppress(OSError):
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+    os.close(descriptor)
 
 
 def set_aside(source: Path) -> None:

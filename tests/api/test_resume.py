@@ -441,7 +441,7 @@ def test_two_trainings_do_not_write_to_one_run(run_copy, monkeypatch):
     with pytest.raises(lh.ConfigError, match="is being written to by another training"):
         lh.resume(run_copy, total_steps=128)
     assert tree(run_copy) == before
-    os.close(held)
+    rundir.let_go(held)
     assert lh.resume(run_copy, total_steps=128).step == 128
 
 

@@ -1,5 +1,7 @@
 """What Gymnasium's own vector environment does, done with less in between."""
 
+from functools import partial
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -103,6 +105,24 @@ def test_environments_that_differ_are_refused():
         SyncEnvs([lambda: gym.make("CartPole-v1"), lambda: gym.make("Acrobot-v1")])
     with pytest.raises(ConfigError, match=r"another Discrete\(2\)"):
         SyncEnvs([Frugal, lambda: gym.wrappers.TransformAction(Frugal(), lambda a: a, Discrete(3))])
+
+
+class Masked(Frugal):
+    """Says of so many choices what is legal."""
+
+    def __init__(self, choices):
+        super().__init__()
+        self.choices = choices
+
+    def reset(self, *, seed=None, options=None):
+        observation, _ = super().reset(seed=seed, options=options)
+        return observation, {MASK_KEY: np.ones(self.choices, dtype=bool)}
+
+
+def test_a_mask_that_is_unlike_others_is_named():
+    env = SyncEnvs([partial(Masked, 2), partial(Masked, 3)])
+    with pytest.raises(ConfigError, match="the action_mask of environment 1 is unlike others'"):
+        env.reset(seed=1)
 
 
 @pytest.mark.parametrize(

@@ -18,10 +18,9 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
-from gymnasium.vector import AutoresetMode, VectorEnv
-from gymnasium.vector.utils import batch_space, iterate
+from gymnasium.vector.utils import iterate
 
-from levelhead.envs.sync import Notes, Room, make_room, reset_each, seeds_of, step_each
+from levelhead.envs.sync import Notes, Room, StackedEnvs, make_room, reset_each, seeds_of, step_each
 from levelhead.errors import ConfigError, TrainingFault
 from levelhead.threads import processors
 from levelhead.tree import tree_map
@@ -52,7 +51,7 @@ class _LostError(Exception):
     """A process that doesn't answer any more; the message says how that is known."""
 
 
-class ProcessEnvs(VectorEnv[Any, Any, Any]):
+class ProcessEnvs(StackedEnvs):
     """As `SyncEnvs`, with a share of the environments in each of several processes, which write to shared memory.
 
     A process that dies, hangs or whose environment raises is replaced. Its environments begin new episodes, the step is
@@ -75,14 +74,9 @@ class ProcessEnvs(VectorEnv[Any, Any, Any]):
 
     def __init__(self, makes: Sequence[Callable[[], gym.Env[Any, Any]]], workers: Workers | None = None) -> None:
         self.workers = workers or Workers()
-        self.num_envs = len(makes)
         first = makes[0]()
-        self.metadata = {**first.metadata, "autoreset_mode": AutoresetMode.SAME_STEP}
-        self.spec, self.render_mode = first.spec, first.render_mode
-        self.single_observation_space, self.single_action_space = first.observation_space, first.action_space
+        self._describe(first, len(makes))
         first.close()
-        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
-        self.action_space = batch_space(self.single_action_space, self.num_envs)
         self._room = make_room(self.single_observation_space, self.num_envs, _shared_zeros)
         self._seed = 0
         self.restarts = 0
@@ -134,7 +128,7 @@ class ProcessEnvs(VectorEnv[Any, Any, Any]):
         infos = self._gathered(notes)
         if lost.any():
             infos[LOST] = lost
-        return room.observation, room.reward.copy(), room.terminated.copy(), room.truncated.copy(), infos
+        return self._answer(infos)
 
     def _ask(self, questions: Sequence[tuple[Any, ...]]) -> None:
         for share, question in zip(self._shares, questions, strict=True):
@@ -175,12 +169,6 @@ class ProcessEnvs(VectorEnv[Any, Any, Any]):
                 return share.answer(time.monotonic() + self.workers.timeout)
             except _LostError as error:
                 reason = str(error)
-
-    def _gathered(self, notes: Notes) -> dict[str, Any]:
-        infos: dict[str, Any] = {}
-        for i, note in notes:
-            infos = self._add_info(infos, note, i)
-        return infos
 
     def close_extras(self, **kwargs: Any) -> None:  # noqa: ARG002  # of the protocol
         self._end()

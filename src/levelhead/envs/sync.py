@@ -82,7 +82,35 @@ def seeds_of(seed: int | list[int | None] | None, rows: int) -> list[int | None]
     return seed if isinstance(seed, list) else [None if seed is None else seed + i for i in range(rows)]
 
 
-class SyncEnvs(VectorEnv[Any, Any, Any]):
+class StackedEnvs(VectorEnv[Any, Any, Any]):
+    """What single environments of one kind answer, in rows; an episode that ends is followed by the next at once."""
+
+    _room: Room
+
+    def _describe(self, first: gym.Env[Any, Any], rows: int) -> None:
+        """They are all as the first one."""
+        self.num_envs = rows
+        self.metadata = {**first.metadata, "autoreset_mode": AutoresetMode.SAME_STEP}
+        self.spec, self.render_mode = first.spec, first.render_mode
+        self.single_observation_space, self.single_action_space = first.observation_space, first.action_space
+        self.observation_space = batch_space(self.single_observation_space, rows)
+        self.action_space = batch_space(self.single_action_space, rows)
+
+    def _gathered(self, notes: Notes) -> dict[str, Any]:
+        infos: dict[str, Any] = {}
+        for i, note in notes:
+            try:
+                infos = self._add_info(infos, note, i)
+            except ValueError as error:
+                raise ConfigError(f"the {' and '.join(note)} of environment {i} is unlike others': {error}") from error
+        return infos
+
+    def _answer(self, infos: dict[str, Any]) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        room = self._room
+        return room.observation, room.reward.copy(), room.terminated.copy(), room.truncated.copy(), infos
+
+
+class SyncEnvs(StackedEnvs):
     """As Gymnasium's `SyncVectorEnv` that resets in the step that ends an episode and shares its observations.
 
     Of an environment's info only the mask of legal actions is passed on. Gymnasium gathers all of it at every step,
@@ -97,11 +125,7 @@ class SyncEnvs(VectorEnv[Any, Any, Any]):
 
     def __init__(self, makes: Sequence[Callable[[], gym.Env[Any, Any]]]) -> None:
         self.envs = [make() for make in makes]
-        self.num_envs = len(self.envs)
-        first = self.envs[0]
-        self.metadata = {**first.metadata, "autoreset_mode": AutoresetMode.SAME_STEP}
-        self.spec, self.render_mode = first.spec, first.render_mode
-        self.single_observation_space, self.single_action_space = first.observation_space, first.action_space
+        self._describe(self.envs[0], len(self.envs))
         for env in self.envs[1:]:
             for given, expected in (
                 (env.observation_space, self.single_observation_space),
@@ -109,8 +133,6 @@ class SyncEnvs(VectorEnv[Any, Any, Any]):
             ):
                 if given != expected:
                     raise ConfigError(f"the environments differ: one has {given}, another {expected}")
-        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
-        self.action_space = batch_space(self.single_action_space, self.num_envs)
         self._room = make_room(self.single_observation_space, self.num_envs)
 
     def reset(
@@ -121,15 +143,7 @@ class SyncEnvs(VectorEnv[Any, Any, Any]):
         return self._room.observation, self._gathered(notes)
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        room = self._room
-        infos = self._gathered(step_each(self.envs, room, iterate(self.action_space, actions)))
-        return room.observation, room.reward.copy(), room.terminated.copy(), room.truncated.copy(), infos
-
-    def _gathered(self, notes: Notes) -> dict[str, Any]:
-        infos: dict[str, Any] = {}
-        for i, note in notes:
-            infos = self._add_info(infos, note, i)
-        return infos
+        return self._answer(self._gathered(step_each(self.envs, self._room, iterate(self.action_space, actions))))
 
     def close_extras(self, **kwargs: Any) -> None:  # noqa: ARG002  # of the protocol
         for env in self.envs:
