@@ -147,16 +147,14 @@ def resolve(path: Path) -> Path:
     return found[-1]
 
 
-def supersede(path: Path) -> list[Path]:
-    """Makes a checkpoint the last one of its run: later ones, the answer, are renamed to `superseded-...` and no longer
-    counted."""
-    later = [other for other in checkpoints(path.parent.parent) if other.name > path.name]
-    for other in later:
-        set_aside = other.with_name(f"superseded-{other.name}")
-        shutil.rmtree(set_aside, ignore_errors=True)
-        with storing(other):
-            other.rename(set_aside)
-    return later
+def supersede(path: Path) -> None:
+    """Makes a checkpoint the last one of its run: later ones are renamed to `superseded-...` and no longer counted."""
+    for later in checkpoints(path.parent.parent):
+        if later.name > path.name:
+            set_aside = later.with_name(f"superseded-{later.name}")
+            shutil.rmtree(set_aside, ignore_errors=True)
+            with storing(later):
+                later.rename(set_aside)
 
 
 def _encode(value: Any) -> bytes:

@@ -126,12 +126,13 @@ def set_aside(source: Path) -> None:
         StorageError: it cannot be kept.
     """
     directory = source.parent.parent
-    later = checkpoint.supersede(source)
+    later = [other for other in checkpoint.checkpoints(directory) if other.name > source.name]
     if not later:
         return
     metrics = directory / METRICS
     kept = metrics.with_name(f"superseded-{later[-1].name}-{METRICS}")
     files.replace(kept, [metrics.read_bytes()] if metrics.exists() else [])
+    checkpoint.supersede(source)
     warnings.warn(
         f"going on from {source.name}: {len(later)} later checkpoint{'s' * (len(later) > 1)} of {directory}"
         f" {'are' if len(later) > 1 else 'is'} called superseded-... now, and metrics as they were {kept.name}",
