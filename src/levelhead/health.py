@@ -1,17 +1,20 @@
-"""What was not finite, named once it is known that something was; and hidden units that tell nothing apart."""
+"""Whether a training is sound: what was not finite, how values are scaled, which hidden units tell nothing apart."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from levelhead.distributed import gathered_values
+from levelhead.advantages import Measured
+from levelhead.distributed import gathered_values, largest, total
 from levelhead.layers import ACTIVATIONS
 from levelhead.networks import Policy
-from levelhead.numerics import zero_if_finite
+from levelhead.numerics import explained, pick, zero_if_finite
 from levelhead.rollout import Rollout
 from levelhead.tree import Tree, by_path, tree_leaves, tree_map
+from levelhead.values import ValueHead
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,52 @@ class Evidence:
         estimates = {"advantage": self.advantage, "target": self.target}
         broken = {name: zero_if_finite(x[self.rollout.valid], ()) != 0 for name, x in estimates.items()}
         return next((f"non-finite {name}" for name, flag in {**broken, **faults}.items() if bool(flag)), None)
+
+
+def preservation_error(head: ValueHead, rollout: Rollout, had_scale: Tensor) -> Tensor:
+    """How far outputs moved with their statistics, at most, in stds, 0-d; one's first scale has nothing to preserve.
+
+    Args:
+        head: after its statistics have moved.
+        rollout: with the values from before.
+        had_scale: `[K]` bool, whether an output had a scale then.
+    """
+    task, std = None, head.std
+    if rollout.task is not None:
+        task = rollout.task[-1]
+        std, had_scale = std[task], had_scale[task]
+    error = (pick(head(rollout.last_features), task) - rollout.value[-1]).abs() / std
+    worst = largest(torch.where(had_scale, error, -1.0).max())
+    return torch.where(worst >= 0, worst, torch.nan)
+
+
+def value_metrics(
+    head: ValueHead, tasks: Sequence[str], of: Measured, masks: Sequence[Tensor], y: Tensor
+) -> dict[str, Tensor]:
+    """Where the statistics of each task are now, and what moved them, 0-d by name.
+
+    Args:
+        head: whose statistics.
+        tasks: their names; empty where there is one alone.
+        of: moments of the rollout's estimates.
+        masks: per task, bool: its valid samples.
+        y: targets on the normalised axis, of the masks' shape.
+    """
+    none = of.target.weight == 0
+    metrics = {
+        "value/mean": head.mean,
+        "value/std": head.std,
+        "train/explained_variance": explained(of.target, of.residual),
+        "value/target_mean": of.target.mean.masked_fill(none, torch.nan),
+        "value/target_std": of.target.var.sqrt().masked_fill(none, torch.nan),
+        "advantage/mean": of.advantage.mean.masked_fill(none, torch.nan),
+        "advantage/std": of.advantage.var.sqrt().masked_fill(none, torch.nan),
+    }
+    if math.isfinite(head.limit):
+        outside = torch.stack([(mask & (y.abs() > head.limit)).sum() for mask in masks])
+        metrics["value/outside_support"] = total(outside) / of.target.weight
+    names = [f"/{task}" for task in tasks] or [""]
+    return {f"{name}{task}": x for name, by in metrics.items() for task, x in zip(names, by.unbind(), strict=True)}
 
 
 @torch.no_grad()

@@ -165,6 +165,25 @@ def before_chunks(x: Tensor, length: int, steps: int) -> Tensor:
     return x[rows].flatten(1, 2)
 
 
+def before_columns(observation: Tree, begins: Tensor, length: int, steps: int) -> BurnIn | None:
+    """So many steps before each column of the given length; None where there are to be none.
+
+    Args:
+        observation: `[T, N, ...]`, as networks read it.
+        begins: `[T, N]` bool.
+        length: of a column.
+        steps: of burn-in.
+    """
+    if not steps:
+        return None
+    columns = begins.numel() // length
+    return BurnIn(
+        tree_map(lambda x: before_chunks(x, length, steps), observation),
+        before_chunks(begins, length, steps),
+        skipped=torch.arange(columns, device=begins.device) < begins.shape[1],
+    )
+
+
 def chunked(x: Tensor, length: int) -> Tensor:
     """`[T, N, ...] -> [length, T / length * N, ...]`: columns of so many steps, a column's chunks N apart."""
     if length == 1:

@@ -2,27 +2,27 @@
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from levelhead.advantages import AdvantageScaling, Measured, measured
+from levelhead.advantages import AdvantageScaling, measured
 from levelhead.collector import Collector
 from levelhead.distributed import copy_from_first, digest, gathered_values, largest, leave_word, rank, ranks, total
 from levelhead.envs import EnvState
 from levelhead.episodes import Episode
 from levelhead.errors import LevelheadError, RankError, TrainingFault
 from levelhead.estimators import Estimator
-from levelhead.health import Evidence, dead_units
+from levelhead.health import Evidence, dead_units, preservation_error, value_metrics
 from levelhead.learner import Learner
 from levelhead.metrics import to_host
 from levelhead.networks import Policy
-from levelhead.numerics import explained, pick
+from levelhead.revaluation import next_value, revalued, weighted
 from levelhead.rewards import RewardTransform
-from levelhead.rollout import Batch, BurnIn, Rollout, before_chunks, chunked, unchunked
+from levelhead.rollout import Batch, Rollout, before_columns, chunked
 from levelhead.schedules import Schedule
 from levelhead.tree import Tree, tree_map
 
@@ -215,8 +215,8 @@ class Trainer:
         head.observe_moments(of.target._replace(weight=of.target.weight * healthy))
         y = head.normalize(target, task=rollout.task)
         metrics = {
-            "value/preservation_error": self._preservation_error(rollout, had_scale),
-            **self._value_metrics(of, masks, y),
+            "value/preservation_error": preservation_error(head, rollout, had_scale),
+            **value_metrics(head, self.collector.env.tasks, of, masks, y),
         }
 
         def columns(tree: Tree) -> Tree:
@@ -228,24 +228,24 @@ class Trainer:
             action=columns(rollout.action),
             action_mask=None if rollout.action_mask is None else columns(rollout.action_mask),
             log_prob=columns(rollout.log_prob),
-            advantage=columns(_weighted(rollout, self.advantage(advantage, target, masks, of, head.std))),
+            advantage=columns(weighted(rollout, self.advantage(advantage, target, masks, of, head.std))),
             target=columns(y),
             old_value=columns(head.normalize(rollout.value, task=rollout.task)),
             begins=columns(rollout.begins),
             state=tree_map(lambda x: x.flatten(0, 1), rollout.state),
             parameters=columns(rollout.parameters) if self.learner.needs_kl else None,
             task=None if rollout.task is None else columns(rollout.task),
-            burn_in=self._burn_in(observation, rollout.begins),
+            burn_in=before_columns(observation, rollout.begins, self.settings.chunk, self.settings.burn_in),
         )
 
         def estimate(log_prob: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
             assert next_z is not None
-            today = replace(rollout, next_value=self._next_value(rollout, next_z, had_scale))
-            now = self._revalued(today, log_prob, z)
+            today = replace(rollout, next_value=next_value(head, rollout, next_z, had_scale))
+            now = revalued(head, today, log_prob, z)
             advantage, target = self.estimator(now, masks)
             of = measured(advantage, target, now.value, masks)
             scaled = self.advantage(advantage, target, masks, of, head.std, again=True)
-            return columns(_weighted(rollout, scaled)), columns(head.normalize(target, task=rollout.task))
+            return columns(weighted(rollout, scaled)), columns(head.normalize(target, task=rollout.task))
 
         anew = estimate if self.estimator.refreshed else None
         with torch.enable_grad():
@@ -256,76 +256,6 @@ class Trainer:
 
         self.policy.reader.update(rollout.observation, valid, broken == 0, total)
         return evidence, metrics
-
-    def _next_value(self, rollout: Rollout, z: Tensor, had_scale: Tensor) -> Tensor:
-        """Values of the successors as the critic would give them after its statistics have moved, `[T, N]`.
-
-        Args:
-            rollout: with the values from before.
-            z: these on the axis of that time.
-            had_scale: `[K]` bool, whether an output had a scale then, so that a head that preserves outputs did.
-        """
-        head = self.policy.value_head
-        if not head.predicts_normalized:
-            return rollout.next_value
-        preserved = (had_scale if rollout.task is None else had_scale[rollout.task]) & head.preserves
-        return torch.where(preserved, rollout.next_value, head.denormalize(z, task=rollout.task))
-
-    def _revalued(self, rollout: Rollout, log_prob: Tensor, z: Tensor) -> Rollout:
-        """The rollout as policy and critic see it now, `[S, C]` each: its values, and how much more likely it is.
-
-        What follows a row that another one doesn't continue is left as it was valued when it was collected.
-        """
-        log_prob, z = (unchunked(x, rollout.value.shape[1]) for x in (log_prob, z))
-        value = self.policy.value_head.denormalize(z, task=rollout.task)
-        goes_on = ~(rollout.terminated | rollout.truncated) & rollout.valid
-        goes_on[:-1] &= rollout.valid[1:]
-        goes_on[-1] = False
-        following = torch.where(goes_on, value.roll(-1, 0), rollout.next_value)
-        ratio = (log_prob - rollout.log_prob).exp()
-        if rollout.ratio is not None:  # which had moved before
-            ratio = ratio * rollout.ratio
-        return replace(rollout, value=value, next_value=following, ratio=ratio)
-
-    def _burn_in(self, observation: Tree, begins: Tensor) -> BurnIn | None:
-        length, steps = self.settings.chunk, self.settings.burn_in
-        if not steps:
-            return None
-        columns = begins.numel() // length
-        return BurnIn(
-            tree_map(lambda x: before_chunks(x, length, steps), observation),
-            before_chunks(begins, length, steps),
-            skipped=torch.arange(columns, device=begins.device) < begins.shape[1],
-        )
-
-    def _preservation_error(self, rollout: Rollout, had_scale: Tensor) -> Tensor:
-        """How far outputs moved with their statistics, at most, in stds; one's first scale has nothing to preserve."""
-        head = self.policy.value_head
-        task, std = None, head.std
-        if rollout.task is not None:
-            task = rollout.task[-1]
-            std, had_scale = std[task], had_scale[task]
-        error = (pick(head(rollout.last_features), task) - rollout.value[-1]).abs() / std
-        worst = largest(torch.where(had_scale, error, -1.0).max())
-        return torch.where(worst >= 0, worst, torch.nan)
-
-    def _value_metrics(self, of: Measured, masks: Sequence[Tensor], y: Tensor) -> dict[str, Tensor]:
-        """Where the statistics of each task are now, and what moved them; `y` is the target on the normalised axis."""
-        head, none = self.policy.value_head, of.target.weight == 0
-        metrics = {
-            "value/mean": head.mean,
-            "value/std": head.std,
-            "train/explained_variance": explained(of.target, of.residual),
-            "value/target_mean": of.target.mean.masked_fill(none, torch.nan),
-            "value/target_std": of.target.var.sqrt().masked_fill(none, torch.nan),
-            "advantage/mean": of.advantage.mean.masked_fill(none, torch.nan),
-            "advantage/std": of.advantage.var.sqrt().masked_fill(none, torch.nan),
-        }
-        if math.isfinite(head.limit):
-            outside = torch.stack([(mask & (y.abs() > head.limit)).sum() for mask in masks])
-            metrics["value/outside_support"] = total(outside) / of.target.weight
-        names = [f"/{task}" for task in self.collector.env.tasks] or [""]
-        return {f"{name}{task}": x for name, by in metrics.items() for task, x in zip(names, by.unbind(), strict=True)}
 
     def _common(self) -> list[Tensor]:
         """All that learning changes, and that is the same on all ranks."""
@@ -406,8 +336,3 @@ class Trainer:
 def _reason(failure: Exception | None) -> str | None:
     """What other ranks are told of it; our own errors speak for themselves."""
     return None if failure is None else str(failure) if isinstance(failure, LevelheadError) else repr(failure)
-
-
-def _weighted(rollout: Rollout, advantage: Tensor) -> Tensor:
-    """Advantages as they enter the loss of a policy that isn't the one that acted: by clipped importance weights."""
-    return advantage if rollout.ratio is None else advantage * rollout.ratio.clamp(max=1.0)
