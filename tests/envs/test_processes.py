@@ -230,6 +230,28 @@ def test_an_environment_that_cannot_be_made_is_refused():
         make_gymnasium(make, 2, backend="processes", workers=QUICK)
 
 
+def hesitant(parent, path, again):
+    """In a process of its own hangs the first time, or always."""
+    if os.getpid() != parent and (again or not path.exists()):
+        path.touch()
+        time.sleep(600)
+    return gym.make("CartPole-v1")
+
+
+def test_a_process_that_hangs_as_it_begins_is_started_once_more(tmp_path):
+    make = partial(hesitant, os.getpid(), tmp_path / "begun")
+    with pytest.warns(UserWarning, match="environment 0 not made: no answer within 3 s; once more"):
+        env = ProcessEnvs([partial(make, again=False)], Workers(1, timeout=3.0))
+    assert env.restarts == 1
+    assert env.reset(seed=1)[0].shape == (1, 4)
+    env.close()
+    with (
+        pytest.warns(UserWarning, match="once more"),
+        pytest.raises(ConfigError, match=r"cannot be made: no answer wi"),
+    ):
+        ProcessEnvs([partial(make, again=True)], Workers(1, timeout=0.5))
+
+
 def test_where_no_process_can_be_started_that_is_said(monkeypatch):
     def refuse():
         raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")

@@ -51,6 +51,10 @@ class _LostError(Exception):
     """A process that doesn't answer any more; the message says how that is known."""
 
 
+class _SilentError(_LostError):
+    """It may be there, and says nothing."""
+
+
 class ProcessEnvs(StackedEnvs):
     """As `SyncEnvs`, with a share of the environments in each of several processes, which write to shared memory.
 
@@ -89,13 +93,24 @@ class ProcessEnvs(StackedEnvs):
         # Also where the interpreter ends before anybody has closed them, and before multiprocessing, after priority 0,
         # waits for the processes, which it would for ever.
         self._end = Finalize(self, _end, (self._shares,), exitpriority=1)
-        for begin in (_Share.start, _Share.begun):
+        for begin in (_Share.start, self._begun):
             for share in self._shares:
                 try:
                     begin(share)
                 except _LostError as error:
                     self.close()
                     raise ConfigError(f"{share} cannot be made: {error}") from error
+
+    def _begun(self, share: "_Share") -> None:
+        try:
+            share.begun()
+        except _SilentError as error:
+            # A fork of a process that has threads may catch one of them with a lock in hand; the next one won't.
+            warnings.warn(f"{share} not made: {error}; once more", stacklevel=3)
+            self.restarts += 1
+            share.stop()
+            share.start()
+            share.begun()
 
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
@@ -228,7 +243,7 @@ class _Share:
         """
         try:
             if not self._connection.poll(max(0.0, deadline - time.monotonic())):
-                raise _LostError(f"no answer within {self.timeout:g} s")
+                raise _SilentError(f"no answer within {self.timeout:g} s")
             answer = self._connection.recv()
         except (EOFError, OSError) as error:
             self._process.join(1.0)
