@@ -97,19 +97,23 @@ def hold(directory: Path) -> int:
         ConfigError: another one has it.
     """
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    for patience in range(HANDOVER, -1, -1):
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if patience:
-                time.sleep(0.1)
-                continue
-            os.close(descriptor)
-            raise ConfigError(f"{directory} is being written to by another training") from None
-        except OSError:  # a file system without locks
-            pass
-        break
-    return descriptor
+    for _ in range(HANDOVER):
+        if _locked(descriptor):
+            return descriptor
+        time.sleep(0.1)
+    os.close(descriptor)
+    raise ConfigError(f"{directory} is being written to by another training")
+
+
+def _locked(descriptor: int) -> bool:
+    """Whether it is locked by now; as good as, on a file system without locks."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def let_go(descriptor: int) -> None:

@@ -139,6 +139,7 @@ COLUMNS = (
     ("value std", ("value/std",), "{:.4g}"),
     ("eval", ("eval/mean_return",), "{:.1f}"),
 )
+"""Names, the metrics of which the first one that there is is shown, and how."""
 
 
 class ConsoleWriter(Writer):
@@ -167,10 +168,9 @@ class ConsoleWriter(Writer):
         if self._first_step is None:
             self._first_step = iteration.step
         for name, metrics, form in COLUMNS:
-            for metric in metrics:
-                if metric in iteration.metrics:
-                    self._shown[name] = form.format(iteration.metrics[metric])
-                    break
+            found = [iteration.metrics[metric] for metric in metrics if metric in iteration.metrics]
+            if found:
+                self._shown[name] = form.format(found[0])
         tenth = iteration.step * 10 // self.total_steps
         if self._live is not None:
             self._live.update(self._table(iteration))

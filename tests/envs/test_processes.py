@@ -250,6 +250,8 @@ def test_a_process_that_hangs_as_it_begins_is_started_once_more(tmp_path):
         pytest.raises(ConfigError, match=r"cannot be made: no answer wi"),
     ):
         ProcessEnvs([partial(make, again=True)], Workers(1, timeout=0.5))
+    with pytest.raises(ConfigError, match="cannot be made: no answer"):  # at once
+        ProcessEnvs([partial(make, again=True)], Workers(1, timeout=0.5, max_restarts=0))
 
 
 def test_where_no_process_can_be_started_that_is_said(monkeypatch):

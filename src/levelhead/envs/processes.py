@@ -105,12 +105,12 @@ class ProcessEnvs(StackedEnvs):
         try:
             share.begun()
         except _SilentError as error:
+            if not self.workers.max_restarts:
+                raise
             # A fork of a process that has threads may catch one of them with a lock in hand; the next one won't.
             warnings.warn(f"{share} not made: {error}; once more", stacklevel=3)
             self.restarts += 1
-            share.stop()
-            share.start()
-            share.begun()
+            share.restart()
 
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
@@ -173,10 +173,8 @@ class ProcessEnvs(StackedEnvs):
                 f"{share} lost: {reason.splitlines()[-1]}; restart {self.restarts} of {self.workers.max_restarts}",
                 stacklevel=2,
             )
-            share.stop()
             try:
-                share.start()
-                share.begun()
+                share.restart()
                 # As unlike other seeds as any, and the same whenever the same is lost at the same point.
                 rows = range(share.slice.start, share.slice.stop)
                 drawn = (np.random.SeedSequence((self._seed, i, self.restarts)) for i in rows)
@@ -230,6 +228,16 @@ class _Share:
             _LostError: they cannot be.
         """
         self.answer(time.monotonic() + self.timeout)
+
+    def restart(self) -> None:
+        """Another process in place of this one, whose environments are made when this returns.
+
+        Raises:
+            _LostError: they cannot be.
+        """
+        self.stop()
+        self.start()
+        self.begun()
 
     def ask(self, question: tuple[Any, ...]) -> None:
         with suppress(OSError):  # which the answer that doesn't come will tell
