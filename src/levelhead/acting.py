@@ -1,9 +1,16 @@
 """Chooses the actions of a rollout."""
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 from torch import Tensor
 
 from levelhead.networks import Policy, State
 from levelhead.tree import Tree, tree_leaves, tree_map
+
+Stretch = Callable[[int, Callable[[Any], Any]], tuple[int, Any]]
+"""Takes a step's number and what steps the environments (`VecEnv.plain_step`), and goes on until an answer needs more
+than writing down. Returns that step's number and its answer, or after the last step T and None."""
 
 
 class Actor:
@@ -55,6 +62,14 @@ class Actor:
             row.copy_(x)
         action = head.to_environment(choice[0])
         return tree_map(lambda x: x.cpu().numpy(), action) if self.arrays else action
+
+    def stretch(self, rows: Sequence[Tensor]) -> Stretch | None:  # noqa: ARG002  # this one knows no such thing
+        """Steps of the rollout that was started, several at a time; None where each has to be asked for.
+
+        Args:
+            rows: that observations, rewards, terminations and truncations are written to.
+        """
+        return None
 
     def _make_room(self, choice: tuple[Tree, Tree], steps: int) -> None:
         """Room for so many choices like the given one."""

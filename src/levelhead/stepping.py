@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from levelhead.acting import Actor
+from levelhead.acting import Actor, Stretch
 from levelhead.distributed import Cutoff
 from levelhead.envs import ArrayStep, Step, VecEnv
 from levelhead.errors import ConfigError
@@ -125,7 +125,8 @@ class SteppingLoop:
         actor.start(self.observation, self.begins, noise, state)
         if self._cutoff is not None:
             self._cutoff.begin(iteration)
-        for t in range(self.num_steps):
+        stretch, t = self._stretch(), 0
+        while t < self.num_steps:
             if t and self._cutoff is not None and self._cutoff.reached():
                 steps = t
                 break
@@ -133,15 +134,22 @@ class SteppingLoop:
                 self._task.write(t, env.task)
             if t in self._kept:
                 remembered.append(actor.state)
-            env.send(actor(t, self._write_mask(t)))
-            yield
-            step = env.receive()
+            if stretch is not None and (plain := env.plain_step()) is not None:
+                t, answer = stretch(t, plain)
+                if answer is None:
+                    continue
+                step = env.read(answer)
+            else:
+                env.send(actor(t, self._write_mask(t)))
+                yield
+                step = env.receive()
             self._write(t, step)
             if actor.policy.remembers:  # then it must know of ends at once
                 self._write_begins(t, t + 1)
             # Whether a tensor holds any True is asked after the last step, so that the host need not wait at each.
             if step.final_observation is not None and (not actor.arrays or step.truncated.any()):
                 finals[t] = tree_map(lambda x: torch.as_tensor(x).clone(), step.final_observation)
+            t += 1
         else:
             steps = self.num_steps
             if self._cutoff is not None:
@@ -170,6 +178,14 @@ class SteppingLoop:
             remembered=remembered,
             steps=steps,
         )
+
+    def _stretch(self) -> Stretch | None:
+        """Takes steps that nothing else has to be done about; None where something has to be about each."""
+        apart = self._cutoff is not None or self._task is not None or self._mask is not None
+        if apart or not isinstance(self._observed, Rows):
+            return None
+        rows = (self._observed, self._reward, self._terminated, self._truncated)
+        return self.actor.stretch([part.tensor for part in rows])
 
     def _write(self, t: int, step: Step | ArrayStep) -> None:
         self._write_observation(t + 1, step.observation)

@@ -1,6 +1,8 @@
 """Acting in native code."""
 
 import ctypes
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +21,7 @@ from levelhead.accelerate.layout import (
     reading_of,
 )
 from levelhead.accelerate.support import acting_refusal
-from levelhead.acting import Actor
+from levelhead.acting import Actor, Stretch
 from levelhead.actions import ActionHead, CategoricalHead, GaussianHead, MultiCategoricalHead, UnitBounds
 from levelhead.native.plan import Acting, Layer
 from levelhead.networks import Policy, State
@@ -78,6 +80,11 @@ class NativeActor(Actor):
             return super().__call__(t, mask)
         self._native.act(t, None if mask is None else mask.data_ptr())
         return self._steps[t].copy() if self.arrays else self._steps[t].clone()  # whoever keeps it may do so
+
+    def stretch(self, rows: Sequence[Tensor]) -> Stretch | None:
+        if self._native is None or not self.arrays or not native.has_loop():
+            return None
+        return partial(self._native.steps, actions=self._steps, rows=[x.numpy() for x in rows])
 
 
 def _write_bounds(plan: Acting, head: ActionHead) -> tuple[Tensor, ...]:

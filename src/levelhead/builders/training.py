@@ -343,7 +343,10 @@ def _gradient_steps(config: Config) -> int:
 def build_actor(config: Config, policy: Policy, *, arrays: bool) -> Actor:
     """What chooses actions in the stepping loop; as arrays, or tensors."""
     reason = _why_torch(config, policy, acting_refusal(policy))
-    return (NativeActor if reason is None else Actor)(policy, _named(reason), arrays=arrays)
+    if reason is not None:
+        return Actor(policy, _named(reason), arrays=arrays)
+    alone = "" if native.has_loop() else " (stepping in Python, as its headers were missing at installation)"
+    return NativeActor(policy, _named(None) + alone, arrays=arrays)
 
 
 def build_critic(config: Config, policy: Policy) -> Critic:

@@ -61,6 +61,9 @@ class GymnasiumVecEnv(VecEnv):
         self._elsewhere = env if isinstance(env, ProcessEnvs | EnvPoolEnvs) and self.arrays else None
         self._action_tree = space_tree(self.action_space)
         self._kind = self.action_space.dtype
+        # Where there is nothing to do around a step, but at ends of episodes; a class made of this one may do more.
+        as_drawn = np.float32 if isinstance(self.action_space, gym.spaces.Box) else np.int64
+        self._plain = type(self) is GymnasiumVecEnv and self._elsewhere is None and self._kind == as_drawn
         self._resetting = np.zeros(self.num_envs, dtype=np.bool_)
         self._nobody = np.zeros(self.num_envs, dtype=np.bool_)
         self._masked = False
@@ -79,6 +82,12 @@ class GymnasiumVecEnv(VecEnv):
 
     def step_arrays(self, action: Tree) -> ArrayStep:
         return self._answer(*self.env.step(self._cast(action)))
+
+    def plain_step(self) -> Callable[[Any], Any] | None:
+        return None if not self._plain or self._masked or np.count_nonzero(self._resetting) else self.env.step
+
+    def read(self, answer: Any) -> ArrayStep:
+        return self._answer(*answer)
 
     # These two say again what the base class does: calling it would cost a thousandth of training, or two.
     def send(self, action: Tree) -> None:

@@ -1,7 +1,7 @@
 """What the trainer asks of a batch of environments."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -137,6 +137,18 @@ class VecEnv(ABC):
     def receive(self) -> "Step | ArrayStep":
         """What comes of the actions that were sent."""
         return self.step_arrays(self._sent) if self.arrays else self.step(self._sent)
+
+    def plain_step(self) -> Callable[[Any], Any] | None:
+        """What steps them for now, from arrays of actions to arrays of observations, rewards, ends, cuts, and infos.
+
+        It may be called in place of `step_arrays` until an episode ends or there are infos; `read` has to hear of that
+        answer. None where there is no such thing.
+        """
+        return None
+
+    def read(self, answer: Any) -> ArrayStep:
+        """What `step_arrays` would have said in place of the answer that `plain_step` gave."""
+        raise NotImplementedError(f"{type(self).__name__} gives no such answers")
 
     def get_state(self) -> EnvState | None:
         """Where they are in their episodes; None where they can't tell, and new ones begin at every checkpoint."""

@@ -2,10 +2,19 @@
 
 import ctypes
 import weakref
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from importlib.util import find_spec
+from typing import Any
+
+import numpy.typing as npt
 
 from levelhead.native.plan import LAYOUT, Acting, Plan, Reading, Returns
+
+try:
+    from levelhead import _stepping
+except ImportError:  # there were no headers of Python's
+    _stepping = None
 
 INSTRUCTION_SETS = ("portable", "avx2", "avx512")
 _limit = len(INSTRUCTION_SETS) - 1
@@ -87,7 +96,37 @@ class Actor:
         self._address = library.levelhead_new_actor(ctypes.byref(plan), _number())
         self.act = partial(library.levelhead_act, self._address)
         """Called with a step, counted from 0, and the address of what is legal then; None where everything is."""
+        self._act = ctypes.cast(library.levelhead_act, ctypes.c_void_p).value
         weakref.finalize(self, library.levelhead_delete_actor, self._address)
+
+    def steps(
+        self, t: int, step: Callable[[Any], Any], actions: Sequence[npt.NDArray[Any]], rows: Sequence[npt.NDArray[Any]]
+    ) -> tuple[int, Any]:
+        """Acts and has environments step, from step t on, for as long as that only takes writing down their answers.
+
+        Args:
+            t: counted from 0.
+            step: takes a step's actions, and answers `(observation, reward, terminated, truncated, infos)`.
+            actions: of each step, where this actor leaves them.
+            rows: arrays that answers are written to, in their order, `[T, N]`; of observations, `[T + 1, N, ...]`, one
+                row later.
+
+        Returns:
+            The first step whose answer is something else: an episode ended, there are infos, or these are other
+            arrays; and that answer. After the last step T, None.
+
+        Raises:
+            RuntimeError: the code was not built.
+            Exception: what `step` raises.
+        """
+        if _stepping is None:
+            raise RuntimeError("levelhead's native stepping loop was not built")
+        return _stepping.uneventful(self._act, self._address, actions, step, rows, t)
+
+
+def has_loop() -> bool:
+    """Whether `Actor.steps` was built, which takes Python's headers."""
+    return _stepping is not None
 
 
 def _number() -> int:
