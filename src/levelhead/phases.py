@@ -162,15 +162,13 @@ def minibatches(valid: Tensor, split: Split, order: Order, dtype: torch.dtype = 
         `[E, minibatches, size]` int64 and `[E, minibatches, S * size]`, a row for each minibatch.
     """
     steps, shards, count = len(valid), len(order.shards), split.minibatches
-    columns = torch.arange(valid.shape[1])
-    if shards > 1:
-        # The shards' environments side by side, once for each chunk.
-        columns = columns.view(-1, shards, order.environments // shards).transpose(0, 1)
-    each = columns.reshape(shards, -1)
-    size = -(-each.shape[1] // count)
-    full = each.shape[1] - count * (size - 1)
-    drawn = [torch.randperm(each.shape[1], generator=own) for _ in range(split.epochs) for own in order.shards]
-    mixed = each.repeat(split.epochs, 1).gather(1, torch.stack(drawn))
+    each = valid.shape[1] // shards
+    size = -(-each // count)
+    full = each - count * (size - 1)
+    mixed = torch.stack([torch.randperm(each, generator=own) for _ in range(split.epochs) for own in order.shards])
+    if shards > 1:  # whose environments lie side by side, once for each chunk
+        columns = torch.arange(valid.shape[1]).view(-1, shards, order.environments // shards).transpose(0, 1)
+        mixed = columns.reshape(shards, each).repeat(split.epochs, 1).gather(1, mixed)
     slices = mixed[:, : full * size].reshape(-1, full, size)
     if full < count:
         short = mixed[:, full * size :].reshape(len(mixed), count - full, size - 1)

@@ -96,7 +96,6 @@ class Actor:
         self._address = library.levelhead_new_actor(ctypes.byref(plan), _number())
         self.act = partial(library.levelhead_act, self._address)
         """Called with a step, counted from 0, and the address of what is legal then; None where everything is."""
-        self._act = ctypes.cast(library.levelhead_act, ctypes.c_void_p).value
         weakref.finalize(self, library.levelhead_delete_actor, self._address)
 
     def steps(
@@ -121,7 +120,12 @@ class Actor:
         """
         if _stepping is None:
             raise RuntimeError("levelhead's native stepping loop was not built")
-        return _stepping.uneventful(self._act, self._address, actions, step, rows, t)
+        return _stepping.uneventful(_address_of_act(), self._address, actions, step, rows, t)
+
+
+@cache
+def _address_of_act() -> int | None:
+    return ctypes.cast(_built().levelhead_act, ctypes.c_void_p).value
 
 
 def has_loop() -> bool:

@@ -3,7 +3,7 @@
 With `w_t = (1 - beta_t) / (1 - prod beta_i)` the moving averages are debiased exactly, for any schedule of beta, and
 the centred form avoids the cancellation of `E[y^2] - E[y]^2`:
 
-    d = m_batch - mean;   mean += w d;   var = (1 - w) var + w v_batch + w (1 - w) d^2
+    d = m_batch - mean;   mean += w d;   var = (1 - w) (var + w d^2) + w v_batch
 """
 
 from collections.abc import Callable, Mapping
@@ -168,11 +168,11 @@ class TargetStatistics(nn.Module):
         delta = batch.mean - self.mean
         move = step * delta
         mean = self.mean + move
-        var = (1.0 - step) * (self.var + move * delta) + step * batch.var
+        var = torch.lerp(self.var + move * delta, batch.var, step)
 
-        spread = (var + self.epsilon).sqrt()
-        real = spread > ROUNDING * mean.abs()
-        stand_in = torch.where(self.scaled, self.std, torch.where(mean != 0, mean.abs(), 1.0))
+        spread, magnitude = (var + self.epsilon).sqrt(), mean.abs()
+        real = spread > ROUNDING * magnitude
+        stand_in = torch.where(self.scaled, self.std, torch.where(magnitude != 0, magnitude, 1.0))
         std = torch.where(real, spread, stand_in)
         for buffer, new in (
             (self.mean, mean),
