@@ -143,6 +143,22 @@ def test_an_answer_that_is_none_is_refused(answer):
         env.step(np.zeros(1, dtype=np.int64))
 
 
+@pytest.mark.parametrize(
+    "answer", [0, np.zeros(2), (0, 1), None], ids=["of an old kind", "two numbers", "a pair", "nothing"]
+)
+@pytest.mark.parametrize("again", [False, True], ids=["at first", "after an end"])
+def test_a_reset_that_answers_no_infos_is_refused(answer, again):
+    env = SyncEnvs([Frugal])
+    if again:
+        env.reset(seed=1)
+        env.envs[0].step = lambda action: (np.zeros(1, np.float32), 0.0, True, False, {})
+    env.envs[0].reset = lambda **_: answer
+    with pytest.raises(
+        ConfigError, match=r"an environment answered a reset with .*; expected an observation and a dict"
+    ):
+        env.step(np.zeros(1, dtype=np.int64)) if again else env.reset(seed=1)
+
+
 def test_an_observation_of_another_shape_is_refused_and_not_spread_over_the_row():
     class Short(Frugal):
         observation_space = Box(-9, 9, (3,), np.float32)
