@@ -19,7 +19,7 @@ NATIVE = Extension(
     optional=True,
 )
 
-# A module of Python's, as it calls environments. Without Python's headers the loop around them is the one in Python.
+# A module of Python's, as it calls environments. It takes Python's headers; without it the loop in Python is used.
 LOOP = Extension(
     "levelhead._stepping",
     sources=[STEPPING],

@@ -3,7 +3,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-def uneventful(
+def stretch(
     act: int | None,
     actor: int,
     actions: Sequence[npt.NDArray[Any]],

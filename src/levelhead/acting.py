@@ -63,7 +63,7 @@ class Actor:
         action = head.to_environment(choice[0])
         return tree_map(lambda x: x.cpu().numpy(), action) if self.arrays else action
 
-    def stretch(self, rows: Sequence[Tensor]) -> Stretch | None:  # noqa: ARG002  # this one knows no such thing
+    def stretch(self, rows: Sequence[Tensor]) -> Stretch | None:  # noqa: ARG002  # torch takes each by itself
         """Steps of the rollout that was started, several at a time; None where each has to be asked for.
 
         Args:

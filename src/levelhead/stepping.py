@@ -136,9 +136,9 @@ class SteppingLoop:
                 remembered.append(actor.state)
             if stretch is not None and (plain := env.plain_step()) is not None:
                 t, answer = stretch(t, plain)
-                if answer is None:
+                if t == self.num_steps:
                     continue
-                step = env.read(answer)
+                step = env.read_plain(answer)
             else:
                 env.send(actor(t, self._write_mask(t)))
                 yield
@@ -180,7 +180,8 @@ class SteppingLoop:
         )
 
     def _stretch(self) -> Stretch | None:
-        """Takes steps that nothing else has to be done about; None where something has to be about each."""
+        """Takes steps that are only written down; None where each needs more. Memories do, and no actor that has one
+        answers any."""
         apart = self._cutoff is not None or self._task is not None or self._mask is not None
         if apart or not isinstance(self._observed, Rows):
             return None

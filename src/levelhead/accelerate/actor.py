@@ -33,7 +33,7 @@ class NativeActor(Actor):
 
     _native: native.Actor | None = None
     _given: Tensor | None = None
-    _steps: list[Any]
+    _actions: list[Any]
 
     def __init__(self, policy: Policy, engine: str = "torch", *, arrays: bool = False) -> None:
         super().__init__(policy, engine, arrays=arrays)
@@ -62,7 +62,7 @@ class NativeActor(Actor):
         given = self._given
         if given is None:
             given = self._given = torch.clone(head.to_environment(action))
-            self._steps = [x.numpy() if self.arrays else x for x in given.unbind()]
+            self._actions = [x.numpy() if self.arrays else x for x in given.unbind()]
         if isinstance(head, GaussianHead):
             parameters.log_std.copy_(log_std_of(head))
             parameters = parameters.mean
@@ -79,12 +79,12 @@ class NativeActor(Actor):
         if self._native is None:
             return super().__call__(t, mask)
         self._native.act(t, None if mask is None else mask.data_ptr())
-        return self._steps[t].copy() if self.arrays else self._steps[t].clone()  # whoever keeps it may do so
+        return self._actions[t].copy() if self.arrays else self._actions[t].clone()  # whoever keeps it may do so
 
     def stretch(self, rows: Sequence[Tensor]) -> Stretch | None:
         if self._native is None or not self.arrays or not native.has_loop():
             return None
-        return partial(self._native.steps, actions=self._steps, rows=[x.numpy() for x in rows])
+        return partial(self._native.stretch, actions=self._actions, rows=[x.numpy() for x in rows])
 
 
 def _write_bounds(plan: Acting, head: ActionHead) -> tuple[Tensor, ...]:

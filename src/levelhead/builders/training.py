@@ -345,8 +345,8 @@ def build_actor(config: Config, policy: Policy, *, arrays: bool) -> Actor:
     reason = _why_torch(config, policy, acting_refusal(policy))
     if reason is not None:
         return Actor(policy, _named(reason), arrays=arrays)
-    alone = "" if native.has_loop() else " (stepping in Python, as its headers were missing at installation)"
-    return NativeActor(policy, _named(None) + alone, arrays=arrays)
+    loop = "" if native.has_loop() else " (steps looped over in Python, whose headers were missing at installation)"
+    return NativeActor(policy, _named(None) + loop, arrays=arrays)
 
 
 def build_critic(config: Config, policy: Policy) -> Critic:

@@ -86,7 +86,7 @@ class GymnasiumVecEnv(VecEnv):
     def plain_step(self) -> Callable[[Any], Any] | None:
         return None if not self._plain or self._masked or np.count_nonzero(self._resetting) else self.env.step
 
-    def read(self, answer: Any) -> ArrayStep:
+    def read_plain(self, answer: Any) -> ArrayStep:
         return self._answer(*answer)
 
     # These two say again what the base class does: calling it would cost a thousandth of training, or two.

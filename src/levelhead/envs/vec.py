@@ -141,12 +141,12 @@ class VecEnv(ABC):
     def plain_step(self) -> Callable[[Any], Any] | None:
         """What steps them for now, from arrays of actions to arrays of observations, rewards, ends, cuts, and infos.
 
-        It may be called in place of `step_arrays` until an episode ends or there are infos; `read` has to hear of that
-        answer. None where there is no such thing.
+        Whoever calls it spares the way through `send`, `receive` and `step_arrays`, and all that is done there, until
+        an episode ends or there are infos; `read_plain` has to hear of that answer. None where there is no such thing.
         """
         return None
 
-    def read(self, answer: Any) -> ArrayStep:
+    def read_plain(self, answer: Any) -> ArrayStep:
         """What `step_arrays` would have said in place of the answer that `plain_step` gave."""
         raise NotImplementedError(f"{type(self).__name__} gives no such answers")
 

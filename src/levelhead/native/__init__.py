@@ -13,7 +13,7 @@ from levelhead.native.plan import LAYOUT, Acting, Plan, Reading, Returns
 
 try:
     from levelhead import _stepping
-except ImportError:  # there were no headers of Python's
+except ImportError:  # not built, mostly for want of Python's headers
     _stepping = None
 
 INSTRUCTION_SETS = ("portable", "avx2", "avx512")
@@ -98,7 +98,7 @@ class Actor:
         """Called with a step, counted from 0, and the address of what is legal then; None where everything is."""
         weakref.finalize(self, library.levelhead_delete_actor, self._address)
 
-    def steps(
+    def stretch(
         self, t: int, step: Callable[[Any], Any], actions: Sequence[npt.NDArray[Any]], rows: Sequence[npt.NDArray[Any]]
     ) -> tuple[int, Any]:
         """Acts and has environments step, from step t on, for as long as that only takes writing down their answers.
@@ -120,7 +120,7 @@ class Actor:
         """
         if _stepping is None:
             raise RuntimeError("levelhead's native stepping loop was not built")
-        return _stepping.uneventful(_address_of_act(), self._address, actions, step, rows, t)
+        return _stepping.stretch(_address_of_act(), self._address, actions, step, rows, t)
 
 
 @cache
@@ -129,7 +129,7 @@ def _address_of_act() -> int | None:
 
 
 def has_loop() -> bool:
-    """Whether `Actor.steps` was built, which takes Python's headers."""
+    """Whether `Actor.stretch` was built, which takes Python's headers."""
     return _stepping is not None
 
 

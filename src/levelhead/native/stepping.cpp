@@ -60,7 +60,7 @@ class Rows : public View {
         if (!given || given->ndim != (*this)->ndim - 1) return false;
         for (int i = 0; i < given->ndim; i++)
             if (given->shape[i] != (*this)->shape[i + 1]) return false;
-        if (given.of('d') && of('f') && given->ndim == 1) return round(given, reinterpret_cast<float *>(row(t)));
+        if (given.of('d') && of('f')) return round(given.operator->(), reinterpret_cast<float *>(row(t)));
         const char *format = (*this)->format;
         if (!given->format || std::strcmp(given->format, format) != 0) return false;
         if (PyBuffer_ToContiguous(row(t), const_cast<Py_buffer *>(given.operator->()), given->len, 'C') == 0) return true;
@@ -76,10 +76,12 @@ class Rows : public View {
 
    private:
     // False where a number is not finite or becomes infinite, of which NumPy has something to say.
-    static bool round(const View &from, float *to) {
-        for (int64_t i = 0; i < from->shape[0]; i++) {
-            double x;
-            std::memcpy(&x, static_cast<const char *>(from->buf) + i * from->strides[0], sizeof x);
+    static bool round(const Py_buffer *from, float *to) {
+        if (!PyBuffer_IsContiguous(from, 'C')) return false;
+        const int64_t count = from->len / (int64_t)sizeof(double);
+        for (int64_t i = 0; i < count; i++) {
+            double x;  // which may not be aligned
+            std::memcpy(&x, static_cast<const char *>(from->buf) + i * sizeof x, sizeof x);
             to[i] = (float)x;
             if (!std::isfinite(to[i])) return false;
         }
@@ -89,7 +91,7 @@ class Rows : public View {
 
 static bool empty(PyObject *infos) { return PyDict_Check(infos) && PyDict_Size(infos) == 0; }
 
-static PyObject *uneventful(PyObject *, PyObject *arguments) {
+static PyObject *stretch(PyObject *, PyObject *arguments) {
     unsigned long long act_address, actor_address;
     PyObject *actions, *step, *arrays[4];
     long long t;
@@ -100,26 +102,29 @@ static PyObject *uneventful(PyObject *, PyObject *arguments) {
     void *const actor = reinterpret_cast<void *>(static_cast<uintptr_t>(actor_address));
     const Rows observation(arrays[0]), reward(arrays[1]), terminated(arrays[2]), truncated(arrays[3]);
     if (!observation || !reward || !terminated || !truncated) {
-        PyErr_SetString(PyExc_TypeError, "what is written to must be contiguous arrays of its own");
+        PyErr_SetString(PyExc_TypeError, "rows must be arrays that are contiguous and may be written to");
         return nullptr;
     }
     for (const int64_t steps = PyList_Size(actions); t < steps; t++) {
+        PyThreadState *const python = PyEval_SaveThread();  // others may go on meanwhile
         act(actor, t, nullptr);
+        PyEval_RestoreThread(python);
+        if (PyErr_CheckSignals() != 0) return nullptr;  // which nobody else does where `step` isn't written in Python
         const Owned action(PyObject_CallMethod(PyList_GetItem(actions, t), "copy", nullptr));
         if (!action) return nullptr;
         Owned answer(PyObject_CallFunctionObjArgs(step, static_cast<PyObject *>(action), nullptr));
         if (!answer) return nullptr;
         const auto part = [&](int i) { return PyTuple_GetItem(answer, i); };
-        const bool plain = PyTuple_Check(answer) && PyTuple_Size(answer) == 5 && observation.write(t + 1, part(0)) &&
-                           reward.write(t, part(1)) && terminated.write(t, part(2)) && truncated.write(t, part(3)) &&
-                           empty(part(4));
+        const bool plain = PyTuple_Check(answer) && PyTuple_Size(answer) == 5 && empty(part(4)) &&
+                           observation.write(t + 1, part(0)) && reward.write(t, part(1)) &&
+                           terminated.write(t, part(2)) && truncated.write(t, part(3));
         if (!plain || terminated.any(t) || truncated.any(t))
             return Py_BuildValue("LO", t, static_cast<PyObject *>(answer));
     }
     return Py_BuildValue("LO", t, Py_None);
 }
 
-static PyMethodDef functions[] = {{"uneventful", uneventful, METH_VARARGS, nullptr}, {nullptr, nullptr, 0, nullptr}};
+static PyMethodDef functions[] = {{"stretch", stretch, METH_VARARGS, nullptr}, {nullptr, nullptr, 0, nullptr}};
 static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_stepping", nullptr, -1, functions, nullptr, nullptr, nullptr, nullptr};
 
 PyMODINIT_FUNC PyInit__stepping() { return PyModule_Create(&module); }
