@@ -214,11 +214,10 @@ class Collector:
             for shard in self.shards.mine
         ]
         each = len(drawn) // len(self._loops)
-        if each > 1:
-            drawn = [
-                tree_map(lambda *parts: torch.cat(parts, 1), *drawn[k : k + each]) for k in range(0, len(drawn), each)
-            ]
-        return [tree_map(lambda x: x.to(self.policy.device), noise) for noise in drawn]
+        return [
+            tree_map(lambda *parts: torch.cat(parts, 1).to(self.policy.device), *drawn[k * each : (k + 1) * each])
+            for k in range(len(self._loops))
+        ]
 
     def _values(self, played: Played, begins: Tensor) -> tuple[Tensor, Tensor, Tensor, list[State]]:
         """Values of the observations and of their true successors, each `[T, N]`; what the value head read in the last

@@ -97,12 +97,14 @@ def hold(directory: Path) -> int:
         ConfigError: another one has it.
     """
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    for _ in range(HANDOVER):
-        if _locked(descriptor):
-            return descriptor
+    patience = HANDOVER
+    while not _locked(descriptor):
+        if not patience:
+            os.close(descriptor)
+            raise ConfigError(f"{directory} is being written to by another training")
+        patience -= 1
         time.sleep(0.1)
-    os.close(descriptor)
-    raise ConfigError(f"{directory} is being written to by another training")
+    return descriptor
 
 
 def _locked(descriptor: int) -> bool:

@@ -20,7 +20,7 @@ from levelhead.envs import GymnasiumVecEnv, make_gymnasium
 from levelhead.errors import ConfigError
 from levelhead.rollout import Rollout
 from levelhead.tree import by_path
-from toys import PLANS, SMALL, Counting, make_trainer
+from toys import PLANS, SMALL, Counting, config, make_trainer
 
 pytestmark = pytest.mark.skipif(not native.has_loop() or not native.available(), reason="built without headers")
 
@@ -51,8 +51,8 @@ class Answer(NamedTuple):
 class Tampering(SyncVectorEnv):
     """What steps answer is changed on its way: `tamper` takes the number of the call and the answer."""
 
-    def __init__(self, tamper, makes=(Calm, Calm), mode=AutoresetMode.NEXT_STEP):
-        super().__init__(makes, autoreset_mode=mode)
+    def __init__(self, tamper):
+        super().__init__([Calm, Calm])
         self.tamper, self.calls = tamper, 0
 
     def step(self, actions):
@@ -76,11 +76,7 @@ def stretches(monkeypatch):
 
 
 def rollouts(env, count=3, **options) -> list[Rollout]:
-    policy = build_policy(
-        Config("toy", num_envs=env.num_envs, network=SMALL, device="cpu", **options),
-        env.observation_space,
-        env.action_space,
-    )
+    policy = build_policy(config(env, **options), env.observation_space, env.action_space)
     collector = Collector(env, policy, STEPS, seed=1, halves=[(env, NativeActor(policy, arrays=env.arrays))])
     return [collector.collect(i).clone() for i in range(count)]
 

@@ -47,7 +47,7 @@ def reset_each(
     """Begins new episodes, whose first observations go to the rows."""
     notes: Notes = []
     for i, (env, seed) in enumerate(zip(envs, seeds, strict=True)):
-        observation, info = _begun(env, seed=seed, options=options)
+        observation, info = _reset(env, seed=seed, options=options)
         put(room.observation, i, observation)
         if MASK_KEY in info:
             notes.append((i, {MASK_KEY: info[MASK_KEY]}))
@@ -70,14 +70,14 @@ def step_each(envs: Sequence[gym.Env[Any, Any]], room: Room, actions: Iterable[A
         if terminated or truncated:
             # A copy, as environments may write the next episode's first into the same place.
             notes.append((i, {"final_obs": deepcopy(observation)}))
-            observation, info = _begun(env)
+            observation, info = _reset(env)
         put(room.observation, i, observation)
         if MASK_KEY in info:
             notes.append((i, {MASK_KEY: info[MASK_KEY]}))
     return notes
 
 
-def _begun(env: gym.Env[Any, Any], **options: Any) -> tuple[Any, dict[str, Any]]:
+def _reset(env: gym.Env[Any, Any], **options: Any) -> tuple[Any, dict[str, Any]]:
     """A new episode's first observation, and infos."""
     answer: Any = env.reset(**options)  # whatever it is
     if isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[1], dict):

@@ -22,6 +22,7 @@ class View {
     View &operator=(const View &) = delete;
 
     explicit operator bool() const { return held; }
+    operator const Py_buffer *() const { return &buffer; }
     const Py_buffer *operator->() const { return &buffer; }
 
     bool of(char kind) const { return buffer.format && buffer.format[0] == kind && !buffer.format[1]; }
@@ -60,10 +61,10 @@ class Rows : public View {
         if (!given || given->ndim != (*this)->ndim - 1) return false;
         for (int i = 0; i < given->ndim; i++)
             if (given->shape[i] != (*this)->shape[i + 1]) return false;
-        if (given.of('d') && of('f')) return round(given.operator->(), reinterpret_cast<float *>(row(t)));
+        if (given.of('d') && of('f')) return round(given, reinterpret_cast<float *>(row(t)));
         const char *format = (*this)->format;
         if (!given->format || std::strcmp(given->format, format) != 0) return false;
-        if (PyBuffer_ToContiguous(row(t), const_cast<Py_buffer *>(given.operator->()), given->len, 'C') == 0) return true;
+        if (PyBuffer_ToContiguous(row(t), given, given->len, 'C') == 0) return true;
         PyErr_Clear();
         return false;
     }

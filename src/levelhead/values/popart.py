@@ -23,10 +23,9 @@ class PopArtValueHead(ValueHead):
 
     @torch.no_grad()
     def _rewrite(self, mean: Tensor, std: Tensor, preserve: Tensor) -> None:
-        now, linear = self.std, self.linear
-        scale = torch.where(preserve, std, now) / now
-        shift = (torch.where(preserve, mean, self.mean) - self.mean) / now
-        weight, bias = linear.weight, linear.bias
+        scale = torch.where(preserve, std / self.std, 1.0)
+        shift = torch.where(preserve, (mean - self.mean) / self.std, 0.0)
+        weight, bias = self.linear.weight, self.linear.bias
         scale, shift = scale.to(weight.device), shift.to(weight.device)
         weight.mul_(scale.unsqueeze(1))  # in float64, as `scale` is
         bias.copy_(bias * scale + shift)
